@@ -11,8 +11,19 @@ from typing import Any
 
 import structlog
 
-SECRET_KEYS = frozenset({"adminpass", "admin_pass", "password", "token", "authorization", "secret", "user_data",
-                         "x-auth-token", "x-subject-token"})
+SECRET_KEYS = frozenset(
+    {
+        "adminpass",
+        "admin_pass",
+        "password",
+        "token",
+        "authorization",
+        "secret",
+        "user_data",
+        "x-auth-token",
+        "x-subject-token",
+    }
+)
 
 
 def _mask(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -48,8 +59,17 @@ def configure(level: str = "info", form: str = "auto") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("keystoneauth", "urllib3", "openstack", "stevedore", "sqlalchemy.engine", "aiohttp.access", "kombu",
-                  "amqp", "asyncio"):
+    for noisy in (
+        "keystoneauth",
+        "urllib3",
+        "openstack",
+        "stevedore",
+        "sqlalchemy.engine",
+        "aiohttp.access",
+        "kombu",
+        "amqp",
+        "asyncio",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

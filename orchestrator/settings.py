@@ -45,13 +45,6 @@ class Settings(BaseSettings):
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-    @property
-    def sqlalchemy_url(self) -> str:
-        """`database_url` with the asyncpg driver named, as SQLAlchemy wants it."""
-        for prefix in ("postgresql://", "postgres://"):
-            if self.database_url.startswith(prefix):
-                return "postgresql+asyncpg://" + self.database_url.removeprefix(prefix)
-        return self.database_url
 
     @classmethod
     def read(cls) -> Self:
@@ -63,8 +56,9 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as e:
             faults = [
-                Fault(path="REBUILD_" + "_".join(str(p) for p in err["loc"]).upper(), code=err["type"],
-                      message=err["msg"])
+                Fault(
+                    path="REBUILD_" + "_".join(str(p) for p in err["loc"]).upper(), code=err["type"], message=err["msg"]
+                )
                 for err in e.errors()
             ]
             raise SettingsInvalid("; ".join(f"{f.path}: {f.message}" for f in faults), errors=faults) from None

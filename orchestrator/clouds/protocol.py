@@ -7,8 +7,10 @@ a test. No method retries a POST; no method lets a secret out.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Protocol
+
+from orchestrator.domain.causes import Cause as Cause
+from orchestrator.domain.causes import Effect as Effect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,8 @@ class Action:
     def succeeded(self) -> bool:
         """The host says that the rebuild was done (nova-facts, "Most to mind" 2)."""
         return self.message is None and any(
-            e.event == "compute_rebuild_instance" and e.result == "Success" and e.finish_time for e in self.events)
+            e.event == "compute_rebuild_instance" and e.result == "Success" and e.finish_time for e in self.events
+        )
 
     @property
     def failed(self) -> bool:
@@ -115,47 +118,6 @@ class Action:
     def final(self) -> bool:
         """Whether the action has ended, either way."""
         return self.succeeded or self.failed
-
-
-class Effect(StrEnum):
-    """What an answer to the rebuild call proves."""
-
-    APPLIED = "applied"
-    """Accepted: the cloud will carry it out."""
-    NOT_APPLIED = "not_applied"
-    """Proved to have had no effect."""
-    UNKNOWN = "unknown"
-    """Anything may have happened."""
-
-
-class Cause(StrEnum):
-    """Why an answer was what it was; each has its own policy in `domain/retry.py`."""
-
-    ACCEPTED = "accepted"
-    NEVER_SENT = "never_sent"
-    """Not a byte of the request left (refused connection, DNS, TLS, no connection free in time)."""
-    TOKEN = "token"  # noqa: S105  the word, not a secret
-    """401: the token is not taken any more."""
-    THROTTLED = "throttled"
-    """429, or 503/413 overLimit."""
-    BUSY = "busy"
-    """409 `in task_state …`: the server is at something else; or our own earlier POST."""
-    WRONG_STATE = "wrong_state"
-    """409 `in vm_state …`: won't change by itself."""
-    LOCKED = "locked"
-    """409 `is locked`."""
-    BAD_REQUEST = "bad_request"
-    """400 or 413: the call itself is refused."""
-    FORBIDDEN = "forbidden"
-    """403: policy or quota."""
-    NOT_FOUND = "not_found"
-    """404: no such server (for us)."""
-    SERVER_ERROR = "server_error"
-    """5xx: proves nothing."""
-    NO_ANSWER = "no_answer"
-    """Timeout or reset after the request may have left: proves nothing."""
-    UNREADABLE = "unreadable"
-    """A 2xx that can't be parsed, a redirect, or a status that the table doesn't know: proves nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +162,9 @@ class Cloud(Protocol):
     async def renew_token(self) -> None:
         """Drops the token that the cloud answered 401 to and fetches a new one."""
 
-    def list_servers(self, *, changes_since: datetime | None = None, selection: Selection | None = None,
-                     name: str | None = None) -> AsyncIterator[ServerPage]:
+    def list_servers(
+        self, *, changes_since: datetime | None = None, selection: Selection | None = None, name: str | None = None
+    ) -> AsyncIterator[ServerPage]:
         """Pages of servers in detail, 1,000 at a time; with `changes_since` also deleted ones (status DELETED).
 
         `name`: exact; the cloud's regular expression is anchored and escaped by the client.
@@ -221,8 +184,9 @@ class Cloud(Protocol):
     async def find_images(self, reference: str) -> Sequence[Image]:
         """Images by id, by URL (its last part is the id) or by exact name: none, one or several candidates."""
 
-    async def rebuild(self, server_id: str, body: bytes, *, reimage_boot_volume: bool = False,
-                      ready: "Ready | None" = None) -> Answer:
+    async def rebuild(
+        self, server_id: str, body: bytes, *, reimage_boot_volume: bool = False, ready: "Ready | None" = None
+    ) -> Answer:
         """Sends `body` once as the server action `rebuild` and classifies what comes back. Never raises for an
         answer, never retries, follows no redirect.
 

@@ -82,20 +82,30 @@ class Verdict(StrEnum):
     """It can't or must not be rebuilt."""
 
 
-FINAL_JOB_STATES = frozenset({JobState.SUCCEEDED, JobState.SKIPPED, JobState.REFUSED, JobState.FAILED,
-                              JobState.CANCELLED})
+FINAL_JOB_STATES = frozenset(
+    {JobState.SUCCEEDED, JobState.SKIPPED, JobState.REFUSED, JobState.FAILED, JobState.CANCELLED}
+)
 """A job here moves only by a person's retry."""
 
 FINISHED_JOB_STATES = FINAL_JOB_STATES | {JobState.STUCK, JobState.UNRESOLVED}
 """A wave, a plan or a cancellation doesn't wait for a job here."""
 
-IN_FLIGHT_JOB_STATES = frozenset({JobState.DRAINING, JobState.SENDING, JobState.RESOLVING, JobState.REBUILDING,
-                                  JobState.VERIFYING, JobState.CONFIGURING})
+IN_FLIGHT_JOB_STATES = frozenset(
+    {
+        JobState.DRAINING,
+        JobState.SENDING,
+        JobState.RESOLVING,
+        JobState.REBUILDING,
+        JobState.VERIFYING,
+        JobState.CONFIGURING,
+    }
+)
 """Servers that count against `max_in_flight`; `checking` is a claim that has wiped nothing yet but counts too."""
 
 HOLDING_JOB_STATES = frozenset(JobState) - FINAL_JOB_STATES
 """A started plan keeps its hold on the server of a job here."""
 
-FINAL_PLAN_STATUSES = frozenset({PlanStatus.REJECTED, PlanStatus.EXPIRED, PlanStatus.CANCELLED,
-                                 PlanStatus.SUCCEEDED, PlanStatus.FAILED})
+FINAL_PLAN_STATUSES = frozenset(
+    {PlanStatus.REJECTED, PlanStatus.EXPIRED, PlanStatus.CANCELLED, PlanStatus.SUCCEEDED, PlanStatus.FAILED}
+)
 """A plan here moves only by retry, or by late evidence for a stuck or unresolved job."""

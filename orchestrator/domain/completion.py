@@ -1,0 +1,154 @@
+"""Has a rebuild ended, and how? ACTIVE with the new image proves nothing: the API writes the image before it answers
+(nova-facts, "Most to mind" 1). The proof is a moved `launched_at`, or the action of the call itself."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+from orchestrator.domain.decide import Reason
+
+
+class ServerSight(Protocol):
+    """What of a server a rebuild's end is told by."""
+
+    @property
+    def status(self) -> str: ...
+    @property
+    def task_state(self) -> str | None: ...
+    @property
+    def image(self) -> str | None: ...
+    @property
+    def volume_booted(self) -> bool: ...
+    @property
+    def launched_at(self) -> datetime | None: ...
+    @property
+    def fault_code(self) -> int | None: ...
+    @property
+    def fault_message(self) -> str | None: ...
+
+
+class ActionSight(Protocol):
+    """What of an instance action a rebuild's end is told by."""
+
+    @property
+    def succeeded(self) -> bool: ...
+    @property
+    def failed(self) -> bool: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """How the server should look when it is done."""
+
+    status: str
+    """ACTIVE, or SHUTOFF for a server that was SHUTOFF."""
+    image: str
+    launched_before: datetime | None
+    """`launched_at` of the baseline."""
+    accepted_at: datetime | None
+    """The `Date` of the 202, by the cloud's clock."""
+
+
+class Sight(StrEnum):
+    """What one look at a list tells."""
+
+    UNDER_WAY = "under_way"
+    """Still at it."""
+    DONE = "done"
+    """Attested by task state, status, image and a new boot."""
+    LOOK = "look"
+    """Neither: it needs a read of its own and a look at the call's action."""
+
+
+class Ending(StrEnum):
+    """What a look of its own tells."""
+
+    UNDER_WAY = "under_way"
+    """No verdict yet."""
+    DONE = "done"
+    """Rebuilt."""
+    FAILED = "failed"
+    """Failed for good."""
+    GONE = "gone"
+    """The server was deleted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """The end of a rebuild, with reason and fingerprint where it failed."""
+
+    ending: Ending
+    reason: Reason | None = None
+    fingerprint: str | None = None
+
+
+def sight(expected: Expected, server: ServerSight) -> Sight:
+    """What a list's view of the server, read after the 202, tells."""
+    if server.task_state is not None:
+        return Sight.UNDER_WAY
+    if server.status == expected.status and _image_is(expected, server) and _booted_anew(expected, server):
+        return Sight.DONE
+    return Sight.LOOK
+
+
+def judge(expected: Expected, server: ServerSight | None, action: ActionSight | None) -> Judgement:
+    """The verdict of a read of the server itself (None: 404) and of the call's action (None: not to be had)."""
+    if server is None or server.status in ("DELETED", "SOFT_DELETED"):
+        return Judgement(
+            ending=Ending.GONE,
+            fingerprint="server_deleted",
+            reason=Reason(code="server_deleted", message="The server was deleted during its rebuild."),
+        )
+    if action is not None and action.failed:
+        return _failed(expected, server)
+    if server.task_state is not None or server.status in ("UNKNOWN", "REBUILD"):
+        return Judgement(ending=Ending.UNDER_WAY)
+    attested = action.succeeded if action is not None else _booted_anew(expected, server)
+    if not attested:
+        return Judgement(ending=Ending.UNDER_WAY)
+    if not _image_is(expected, server):
+        return Judgement(
+            ending=Ending.FAILED,
+            fingerprint="wrong_image",
+            reason=Reason(
+                code="wrong_image", message=f"The rebuild ended, but the server's image is {server.image or 'none'}."
+            ),
+        )
+    if server.status != expected.status:
+        if server.status == "ERROR":
+            return _failed(expected, server)
+        return Judgement(ending=Ending.UNDER_WAY)
+    return Judgement(ending=Ending.DONE)
+
+
+def _failed(expected: Expected, server: ServerSight) -> Judgement:
+    """The action's own word is Error; where the guest is untouched, say so (nova-facts, 11)."""
+    if server.status == "ERROR" and not _image_is(expected, server):
+        disk = "the image was rolled back and the disk is untouched"
+        kind = "not_scheduled"
+    elif server.status != "ERROR" and not _booted_anew(expected, server):
+        disk = "the host gave up before it touched the disk, which still holds the old system whatever the image says"
+        kind = "failed_early"
+    else:
+        disk = "the disk is most likely gone"
+        kind = "failed_on_host"
+    fault = f"{server.fault_message} " if server.fault_message else ""
+    return Judgement(
+        ending=Ending.FAILED,
+        fingerprint=f"{kind}:{server.fault_code or 0}",
+        reason=Reason(code=f"rebuild_{kind}", message=f"{fault}(status {server.status}; {disk})"),
+    )
+
+
+def _image_is(expected: Expected, server: ServerSight) -> bool:
+    return server.volume_booted or server.image == expected.image
+
+
+def _booted_anew(expected: Expected, server: ServerSight) -> bool:
+    launched = server.launched_at
+    if launched is None:
+        return False
+    after_baseline = expected.launched_before is None or launched > expected.launched_before
+    after_call = expected.accepted_at is None or launched >= expected.accepted_at.replace(microsecond=0)
+    return after_baseline and after_call
