@@ -77,8 +77,13 @@ class Plan(Base):
     __table_args__ = (
         Index("ix_plans_unfinished", "id", postgresql_where=text(UNFINISHED_PLANS)),
         Index("ix_plans_due", "project", postgresql_where=text("project IS NOT NULL AND due")),
-        Index("uq_plans_idempotency", "created_by", "idempotency_key", unique=True,
-              postgresql_where=text("idempotency_key IS NOT NULL")),
+        Index(
+            "uq_plans_idempotency",
+            "created_by",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=text("idempotency_key IS NOT NULL"),
+        ),
         Index("ix_plans_labels", "labels", postgresql_using="gin"),
         Index("ix_plans_cloud_id", "cloud", "id"),
     )
@@ -151,13 +156,24 @@ class Job(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        Index("uq_jobs_plan_id_server_id", "plan_id", "server_id", unique=True,
-              postgresql_where=text("server_id IS NOT NULL")),
+        Index(
+            "uq_jobs_plan_id_server_id",
+            "plan_id",
+            "server_id",
+            unique=True,
+            postgresql_where=text("server_id IS NOT NULL"),
+        ),
         Index("ix_jobs_pending", "plan_id", "wave", "ord", postgresql_where=text("state = 'pending'")),
-        Index("ix_jobs_moving", "plan_id", "state", "ord",
-              postgresql_where=text(
-                  "state IN ('checking', 'draining', 'sending', 'resolving', 'rebuilding', 'verifying',"
-                  " 'configuring', 'stuck', 'unresolved')")),
+        Index(
+            "ix_jobs_moving",
+            "plan_id",
+            "state",
+            "ord",
+            postgresql_where=text(
+                "state IN ('checking', 'draining', 'sending', 'resolving', 'rebuilding', 'verifying',"
+                " 'configuring', 'stuck', 'unresolved')"
+            ),
+        ),
         Index("ix_jobs_causes", "plan_id", "fingerprint", postgresql_where=text("state IN ('failed', 'stuck')")),
         {"postgresql_with": {"fillfactor": "70"}},
     )

@@ -1,0 +1,66 @@
+"""Holds: a started plan's exclusive claim on a server, keyed by (deployment, server id)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+CONFLICTS_SHOWN = 1000
+"""How many conflicts are itemised; more are only counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldElsewhere:
+    """A server that another plan holds."""
+
+    server_id: str
+    plan_id: UUID
+    plan_name: str
+
+
+async def take_holds(conn: AsyncConnection, deployment: str, plan_id: UUID) -> tuple[HeldElsewhere, ...]:
+    """Takes the holds of all the plan's pending jobs, in the order of server ids; returns who has the others.
+
+    The plan row must be locked. Where anything is returned, the caller rolls back or settles it.
+    """
+    await conn.execute(
+        text("""
+        INSERT INTO holds (deployment, server_id, plan_id)
+        SELECT :deployment, server_id, plan_id FROM jobs
+        WHERE plan_id = :plan AND state = 'pending' AND server_id IS NOT NULL
+        ORDER BY server_id
+        ON CONFLICT DO NOTHING"""),
+        {"deployment": deployment, "plan": plan_id},
+    )
+    rows = await conn.execute(
+        text("""
+        SELECT j.server_id, h.plan_id, p.name
+        FROM jobs j JOIN holds h ON h.deployment = :deployment AND h.server_id = j.server_id
+        JOIN plans p ON p.id = h.plan_id
+        WHERE j.plan_id = :plan AND j.state = 'pending' AND h.plan_id <> :plan
+        ORDER BY j.ord LIMIT :shown"""),
+        {"deployment": deployment, "plan": plan_id, "shown": CONFLICTS_SHOWN},
+    )
+    return tuple(HeldElsewhere(server_id=r.server_id, plan_id=r.plan_id, plan_name=r.name) for r in rows)
+
+
+async def who_holds(conn: AsyncConnection, deployment: str, server_ids: Sequence[str]) -> tuple[HeldElsewhere, ...]:
+    """Which of these servers a started plan holds: a look, nothing is taken."""
+    rows = await conn.execute(
+        text("""
+        SELECT h.server_id, h.plan_id, p.name FROM holds h JOIN plans p ON p.id = h.plan_id
+        WHERE h.deployment = :deployment AND h.server_id = ANY(CAST(:ids AS text[]))
+        ORDER BY h.server_id LIMIT :shown"""),
+        {"deployment": deployment, "ids": list(server_ids), "shown": CONFLICTS_SHOWN},
+    )
+    return tuple(HeldElsewhere(server_id=r.server_id, plan_id=r.plan_id, plan_name=r.name) for r in rows)
+
+
+async def release_plan_holds(conn: AsyncConnection, plan_id: UUID) -> None:
+    """Gives back every hold of a plan that ended without having started anything for these servers."""
+    await conn.execute(
+        text("DELETE FROM holds WHERE plan_id = :plan"),
+        {"plan": plan_id},
+    )

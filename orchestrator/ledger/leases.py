@@ -1,0 +1,67 @@
+"""Leases with fencing numbers. A row is never deleted, so that a fence never repeats."""
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.errors import LeaseLost
+
+
+def drive_lease(project: int) -> str:
+    """The name of the lease to drive a project."""
+    return f"drive:{project}"
+
+
+def prepare_lease(plan_id: object) -> str:
+    """The name of the lease to prepare a plan."""
+    return f"prepare:{plan_id}"
+
+
+async def acquire(conn: AsyncConnection, name: str, holder: str, seconds: float) -> int | None:
+    """Takes the lease if it is free or expired: its new fence, or None while another holds it."""
+    row = await conn.execute(
+        text("""
+        INSERT INTO leases AS l (name, holder, fence, acquired_at, expires_at)
+        VALUES (:name, :holder, 1, clock_timestamp(), clock_timestamp() + make_interval(secs => :seconds))
+        ON CONFLICT (name) DO UPDATE
+        SET holder = excluded.holder, fence = l.fence + 1, acquired_at = excluded.acquired_at,
+            expires_at = excluded.expires_at
+        WHERE l.expires_at < clock_timestamp()
+        RETURNING fence"""),
+        {"name": name, "holder": holder, "seconds": seconds},
+    )
+    fence: int | None = row.scalar_one_or_none()
+    return fence
+
+
+async def renew(conn: AsyncConnection, name: str, fence: int, seconds: float) -> bool:
+    """Prolongs the lease; False: another has it."""
+    result = await conn.execute(
+        text("""
+        UPDATE leases SET expires_at = clock_timestamp() + make_interval(secs => :seconds)
+        WHERE name = :name AND fence = :fence"""),
+        {"name": name, "fence": fence, "seconds": seconds},
+    )
+    return result.rowcount == 1
+
+
+async def release(conn: AsyncConnection, name: str, fence: int) -> None:
+    """Gives the lease back, so that the next one need not wait for its end."""
+    await conn.execute(
+        text("UPDATE leases SET expires_at = '-infinity' WHERE name = :name AND fence = :fence"),
+        {"name": name, "fence": fence},
+    )
+
+
+async def guard(conn: AsyncConnection, name: str, fence: int, *, unexpired: bool = False) -> None:
+    """Locks the lease row FOR SHARE: nobody takes over until this transaction ends. First in the lock order.
+
+    `unexpired`: for what must not happen on an expired lease, though nobody has taken it yet (sending).
+    Raises `LeaseLost`.
+    """
+    alive = " AND expires_at > clock_timestamp()" if unexpired else ""
+    row = await conn.execute(
+        text(f"SELECT 1 FROM leases WHERE name = :name AND fence = :fence{alive} FOR SHARE"),  # noqa: S608
+        {"name": name, "fence": fence},
+    )
+    if row.first() is None:
+        raise LeaseLost
