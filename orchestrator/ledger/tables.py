@@ -107,6 +107,8 @@ class Plan(Base):
     image_id: Mapped[str | None]
     image_name: Mapped[str | None]
     total: Mapped[int] = mapped_column(server_default=text("0"))
+    explicit: Mapped[int] = mapped_column(server_default=text("0"))
+    """How many of its jobs, from `ord` 0 on, were named one by one; GET spec joins them back."""
     max_in_flight: Mapped[int | None]
     rate: Mapped[float | None]
     """Calls per second, where the plan goes below the cloud's own."""

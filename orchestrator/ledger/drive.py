@@ -1,0 +1,400 @@
+"""What the driver reads and writes: due projects, plans' figures, claims, the second gate, and what is in flight."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.domain.decide import Decision
+from orchestrator.domain.gate import PlanFigures, WaveFigures
+from orchestrator.domain.states import JobState, PlanStatus
+from orchestrator.ledger.leases import drive_lease, guard
+from orchestrator.ledger.sql import columns_of, to_json, unnest
+from orchestrator.ledger.tables import NO_WAVE
+from orchestrator.ledger.transitions import JobChange, JobKey, add_counts, lock_plans, move_jobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class DueProject:
+    """A project with something to drive."""
+
+    project: int
+    cloud: str
+    deployment: str
+    driven: bool
+    """Some driver's lease on it is alive."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrivenPlan:
+    """A plan as its driver needs it."""
+
+    id: UUID
+    cloud: str
+    name: str
+    status: PlanStatus
+    spec: Mapping[str, Any]
+    user_data: bytes | None
+    image_id: str
+    max_in_flight: int
+    rate: float | None
+    max_errors: int | None
+    current_wave: int
+    go_epoch: int
+    acknowledged_failures: int
+    acknowledged_unresolved: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimedJob:
+    """A job that the driver has claimed or watches; `attempt` is the number of its newest attempt (0: none)."""
+
+    plan_id: UUID
+    ord: int
+    server_id: str
+    state: JobState
+    wave: int | None
+    overrides: Mapping[str, Any] | None
+    target_image: str
+    attempt: int
+    refusals: int
+    busy_since: datetime | None
+    deadline_at: datetime | None
+    baseline: Mapping[str, Any] | None = None
+    request_id: str | None = None
+    cloud_date: datetime | None = None
+    answered_at: datetime | None = None
+
+    @property
+    def key(self) -> JobKey:
+        """Plan id and the job's place in it."""
+        return self.plan_id, self.ord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intent:
+    """What is about to be sent for a checked job."""
+
+    plan_id: UUID
+    ord: int
+    server_id: str
+    number: int
+    body_sha256: str
+    baseline: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ownership:
+    """A driver's right to a project: the lease that it holds, by its fencing number."""
+
+    project: int
+    deployment: str
+    fence: int
+
+    @property
+    def lease(self) -> str:
+        """The lease's name."""
+        return drive_lease(self.project)
+
+
+async def due_projects(conn: AsyncConnection) -> list[DueProject]:
+    """Projects that have plans to drive, each with one of the clouds that name it."""
+    rows = await conn.execute(
+        text("""
+        SELECT p.id, p.deployment, min(pl.cloud) AS cloud,
+               coalesce(bool_or(l.expires_at > clock_timestamp()), false) AS driven
+        FROM plans pl JOIN projects p ON p.id = pl.project LEFT JOIN leases l ON l.name = 'drive:' || p.id
+        WHERE pl.project IS NOT NULL AND pl.due
+        GROUP BY p.id ORDER BY p.id""")
+    )
+    return [DueProject(project=r.id, cloud=r.cloud, deployment=r.deployment, driven=r.driven) for r in rows]
+
+
+async def plans_of(conn: AsyncConnection, project: int) -> dict[UUID, DrivenPlan]:
+    """The project's plans that are due."""
+    rows = await conn.execute(
+        text("""
+        SELECT id, cloud, name, status, spec, user_data, image_id, max_in_flight, rate, max_errors, current_wave,
+               go_epoch, acknowledged_failures, acknowledged_unresolved
+        FROM plans WHERE project = :project AND due ORDER BY id"""),
+        {"project": project},
+    )
+    return {
+        r.id: DrivenPlan(
+            id=r.id, cloud=r.cloud, name=r.name, status=PlanStatus(r.status), spec=r.spec, user_data=r.user_data,
+            image_id=r.image_id, max_in_flight=r.max_in_flight, rate=r.rate, max_errors=r.max_errors,
+            current_wave=r.current_wave, go_epoch=r.go_epoch, acknowledged_failures=r.acknowledged_failures,
+            acknowledged_unresolved=r.acknowledged_unresolved,
+        )
+        for r in rows
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulse:
+    """What the driver reads every moment to see what has changed: cheap, one row a plan."""
+
+    id: UUID
+    status: PlanStatus
+    go_epoch: int
+    event_seq: int
+
+
+async def pulse(conn: AsyncConnection, project: int) -> tuple[list[Pulse], bool]:
+    """The due plans' states, and whether the project is paused."""
+    rows = await conn.execute(
+        text("""
+        SELECT pl.id, pl.status, pl.go_epoch, pl.event_seq, p.paused
+        FROM projects p LEFT JOIN plans pl ON pl.project = p.id AND pl.due WHERE p.id = :project ORDER BY pl.id"""),
+        {"project": project},
+    )
+    found = rows.all()
+    plans = [Pulse(id=r.id, status=PlanStatus(r.status), go_epoch=r.go_epoch, event_seq=r.event_seq)
+             for r in found if r.id is not None]  # fmt: skip
+    return plans, bool(found and found[0].paused)
+
+
+async def figures(conn: AsyncConnection, plans: Sequence[DrivenPlan]) -> dict[UUID, PlanFigures]:
+    """What the gate needs of each plan, from counters; causes only where something failed."""
+    ids = [p.id for p in plans]
+    counts: dict[UUID, dict[int, dict[JobState, int]]] = defaultdict(lambda: defaultdict(dict))
+    for r in await conn.execute(
+        text("SELECT plan_id, wave, state, n FROM job_counts WHERE plan_id = ANY(CAST(:ids AS uuid[])) AND n <> 0"),
+        {"ids": ids},
+    ):
+        counts[r.plan_id][r.wave][JobState(r.state)] = r.n
+    waves: dict[UUID, list[WaveFigures]] = defaultdict(list)
+    for r in await conn.execute(
+        text("""
+        SELECT plan_id, index AS number, name, size, max_errors, on_unresolved, resumed FROM waves
+        WHERE plan_id = ANY(CAST(:ids AS uuid[])) ORDER BY plan_id, index"""),
+        {"ids": ids},
+    ):
+        waves[r.plan_id].append(
+            WaveFigures(
+                index=r.number,
+                name=r.name,
+                size=r.size,
+                max_errors=r.max_errors,
+                halt_on_unresolved=r.on_unresolved == "halt",
+                resumed=r.resumed,
+                counts=counts[r.plan_id][r.number],
+            )
+        )
+    failing = [i for i in ids if any(w.failures for w in waves[i])]
+    causes: dict[UUID, dict[str, int]] = defaultdict(dict)
+    if failing:
+        for r in await conn.execute(
+            text("""
+            SELECT plan_id, coalesce(fingerprint, reason_code, 'unknown') AS cause, count(*) AS n FROM jobs
+            WHERE plan_id = ANY(CAST(:ids AS uuid[])) AND state IN ('failed', 'stuck') GROUP BY 1, 2"""),
+            {"ids": failing},
+        ):
+            causes[r.plan_id][r.cause] = r.n
+    return {
+        p.id: PlanFigures(
+            status=p.status, current_wave=p.current_wave, waves=waves[p.id], max_in_flight=p.max_in_flight,
+            max_errors=p.max_errors, same_cause=p.spec.get("failure", {}).get("same_cause"), causes=causes[p.id],
+            acknowledged_failures=p.acknowledged_failures, acknowledged_unresolved=p.acknowledged_unresolved,
+            outside_failures=sum(counts[p.id][NO_WAVE].get(s, 0) for s in (JobState.REFUSED, JobState.FAILED)),
+        )
+        for p in plans
+    }  # fmt: skip
+
+
+JOB_FIELDS = """j.plan_id, j.ord, j.server_id, j.state, j.wave, j.overrides, j.target_image, j.attempts, j.refusals,
+                j.busy_since, j.deadline_at"""
+
+
+async def pending_jobs(
+    conn: AsyncConnection, deployment: str, plan_id: UUID, *, wave: int, limit: int
+) -> list[ClaimedJob]:
+    """Jobs of the waves up to `wave` that may be claimed now, locked; only those whose server the plan holds."""
+    rows = await conn.execute(
+        text(f"""
+        SELECT {JOB_FIELDS}, NULL AS baseline, NULL AS request_id, NULL AS cloud_date, NULL AS answered_at
+        FROM jobs j JOIN holds h ON h.deployment = :deployment AND h.server_id = j.server_id AND h.plan_id = j.plan_id
+        WHERE j.plan_id = :plan AND j.state = 'pending' AND j.wave <= :wave
+          AND (j.due_at IS NULL OR j.due_at <= now())
+        ORDER BY j.wave, j.ord LIMIT :limit FOR UPDATE OF j SKIP LOCKED"""),  # noqa: S608
+        {"deployment": deployment, "plan": plan_id, "wave": wave, "limit": limit},
+    )
+    return [_job(r) for r in rows]
+
+
+async def next_due(conn: AsyncConnection, project: int) -> float | None:
+    """Seconds until the next pending job's backoff is over; None: none waits."""
+    row = await conn.execute(
+        text("""
+        SELECT extract(epoch FROM min(j.due_at) - clock_timestamp())
+        FROM plans p JOIN jobs j ON j.plan_id = p.id AND j.state = 'pending' AND j.due_at IS NOT NULL
+        WHERE p.project = :project AND p.due AND p.status = 'running' AND j.wave <= p.current_wave"""),
+        {"project": project},
+    )
+    seconds = row.scalar_one_or_none()
+    return None if seconds is None else float(seconds)
+
+
+async def moving_jobs(conn: AsyncConnection, project: int) -> list[ClaimedJob]:
+    """Everything of the project that is neither pending nor final, with its newest attempt: for a new driver."""
+    rows = await conn.execute(
+        text(f"""
+        SELECT {JOB_FIELDS}, a.baseline, a.request_id, a.cloud_date, a.answered_at
+        FROM plans p JOIN jobs j ON j.plan_id = p.id
+          AND j.state IN ('checking', 'draining', 'sending', 'resolving', 'rebuilding', 'verifying', 'configuring',
+                          'stuck')
+        LEFT JOIN attempts a ON a.plan_id = j.plan_id AND a.ord = j.ord AND a.number = j.attempts
+        WHERE p.project = :project AND p.due ORDER BY j.plan_id, j.ord"""),  # noqa: S608
+        {"project": project},
+    )
+    return [_job(r) for r in rows]
+
+
+def _job(r: Any) -> ClaimedJob:
+    return ClaimedJob(
+        plan_id=r.plan_id, ord=r.ord, server_id=r.server_id, state=JobState(r.state), wave=r.wave,
+        overrides=r.overrides, target_image=r.target_image, attempt=r.attempts, refusals=r.refusals,
+        busy_since=r.busy_since, deadline_at=r.deadline_at, baseline=r.baseline, request_id=r.request_id,
+        cloud_date=r.cloud_date, answered_at=r.answered_at,
+    )  # fmt: skip
+
+
+async def commit_intents(
+    conn: AsyncConnection, own: Ownership, intents: Sequence[Intent], epochs: Mapping[UUID, int]
+) -> set[JobKey]:
+    """The second gate. Only what it returns may be sent, and only once the commit has been answered.
+
+    It locks the lease (this fence, not expired) FOR SHARE and the plans FOR NO KEY UPDATE, and lets a job through
+    only if the project isn't paused, its plan is running with the `go_epoch` that the driver checked under, the plan
+    holds its server, and the job is still `checking`. Raises `LeaseLost`.
+    """
+    await guard(conn, own.lease, own.fence, unexpired=True)
+    paused = (await conn.execute(text("SELECT paused FROM projects WHERE id = :id"), {"id": own.project})).scalar_one()
+    if paused:
+        return set()
+    plans = await lock_plans(conn, [i.plan_id for i in intents])
+    go = {p.id for p in plans.values() if p.status is PlanStatus.RUNNING and p.go_epoch == epochs.get(p.id)}
+    held = await _held(conn, own.deployment, [i for i in intents if i.plan_id in go])
+    allowed = [i for i in intents if (i.plan_id, i.server_id) in held]
+    moved = await move_jobs(
+        conn,
+        own.deployment,
+        [
+            JobChange(plan_id=i.plan_id, ord=i.ord, server_id=i.server_id, expected=JobState.CHECKING,
+                      decision=Decision(state=JobState.SENDING), data={"attempt": i.number})
+            for i in allowed
+        ],
+    )  # fmt: skip
+    through = [i for i in allowed if (i.plan_id, i.ord) in moved]
+    columns = {"plan_id": "uuid", "ord": "int", "number": "int", "body_sha256": "text", "baseline": "jsonb",
+               "previous_image": "text"}  # fmt: skip
+    parameters = columns_of(
+        columns,
+        [(i.plan_id, i.ord, i.number, i.body_sha256, dict(i.baseline), i.baseline.get("image")) for i in through],
+    )
+    if through:
+        await conn.execute(
+            text(f"""
+            WITH i AS (SELECT * FROM {unnest("t", columns)}), counted AS (
+              UPDATE jobs j SET attempts = i.number, previous_image = coalesce(i.previous_image, j.previous_image)
+              FROM i WHERE j.plan_id = i.plan_id AND j.ord = i.ord)
+            INSERT INTO attempts (plan_id, ord, number, fence, body_sha256, baseline)
+            SELECT plan_id, ord, number, :fence, body_sha256, CAST(baseline AS jsonb) FROM i"""),  # noqa: S608
+            parameters | {"fence": own.fence},
+        )
+    return set(moved)
+
+
+async def _held(conn: AsyncConnection, deployment: str, intents: Sequence[Intent]) -> set[tuple[UUID, str]]:
+    if not intents:
+        return set()
+    rows = await conn.execute(
+        text("""
+        SELECT plan_id, server_id FROM holds
+        WHERE deployment = :deployment AND server_id = ANY(CAST(:ids AS text[])) ORDER BY server_id FOR SHARE"""),
+        {"deployment": deployment, "ids": [i.server_id for i in intents]},
+    )
+    return {(r.plan_id, r.server_id) for r in rows}
+
+
+async def enter_wave(conn: AsyncConnection, plan_id: UUID, wave: int) -> None:
+    """The plan goes on to `wave`; its row is locked."""
+    await conn.execute(text("UPDATE plans SET current_wave = :w WHERE id = :id"), {"w": wave, "id": plan_id})
+    await conn.execute(
+        text("""
+        UPDATE waves SET started_at = CASE WHEN index = :w THEN coalesce(started_at, now()) ELSE started_at END,
+          finished_at = CASE WHEN index < :w THEN coalesce(finished_at, now()) ELSE finished_at END
+        WHERE plan_id = :id"""),
+        {"w": wave, "id": plan_id},
+    )
+
+
+async def replenish_wave(conn: AsyncConnection, plan_id: UUID, wave: int, places: int) -> int:
+    """Moves the next pending jobs of later waves into `wave`, whose own jobs were all skipped; how many came."""
+    rows = await conn.execute(
+        text("""
+        WITH chosen AS (
+          SELECT ord, wave FROM jobs WHERE plan_id = :id AND wave > :wave AND state = 'pending'
+          ORDER BY wave, ord LIMIT :places FOR UPDATE
+        ), moved AS (
+          UPDATE jobs j SET wave = :wave FROM chosen c WHERE j.plan_id = :id AND j.ord = c.ord
+        )
+        SELECT wave, count(*) AS n FROM chosen GROUP BY wave"""),
+        {"id": plan_id, "wave": wave, "places": places},
+    )
+    taken: list[tuple[int, int]] = [(r.wave, r.n) for r in rows]
+    if not taken:
+        return 0
+    total = sum(n for _, n in taken)
+    deltas = {(plan_id, w, JobState.PENDING.value): -n for w, n in taken}
+    deltas[plan_id, wave, JobState.PENDING.value] = total
+    await add_counts(conn, deltas)
+    await conn.execute(
+        text("""
+        UPDATE waves SET size = size + CASE index WHEN :wave THEN :total ELSE -:total END
+        WHERE plan_id = :id AND index IN (:wave, :last)"""),
+        {"id": plan_id, "wave": wave, "total": total, "last": max(w for w, _ in taken)},
+    )
+    return total
+
+
+async def sweepable_jobs(conn: AsyncConnection, plan_id: UUID, limit: int = 1000) -> list[tuple[int, str | None]]:
+    """Pending jobs of a plan that is being cancelled: (place, server id), locked."""
+    rows = await conn.execute(
+        text("""
+        SELECT ord, server_id FROM jobs WHERE plan_id = :id AND state = 'pending' ORDER BY ord LIMIT :limit
+        FOR UPDATE"""),
+        {"id": plan_id, "limit": limit},
+    )
+    return [(r.ord, r.server_id) for r in rows]
+
+
+async def publish_limiter(
+    conn: AsyncConnection, project: int, state: Mapping[str, Any], learned_rate: float, learned_seconds: float | None
+) -> None:
+    """The limiter's state for the dashboard, and what the next driver should start from."""
+    await conn.execute(
+        text("UPDATE clouds SET limiter = CAST(:state AS jsonb) WHERE project = :project"),
+        {"state": to_json(dict(state)), "project": project},
+    )
+    await conn.execute(
+        text("""
+        UPDATE projects SET learned_write_rate = :rate,
+          learned_rebuild_seconds = coalesce(:seconds, learned_rebuild_seconds) WHERE id = :id"""),
+        {"rate": learned_rate, "seconds": learned_seconds, "id": project},
+    )
+
+
+async def project_learned(conn: AsyncConnection, project: int) -> tuple[float | None, float | None]:
+    """The write rate (calls per second) and the median rebuild duration (seconds) that earlier drivers learned."""
+    row = (
+        await conn.execute(
+            text("SELECT learned_write_rate, learned_rebuild_seconds FROM projects WHERE id = :id"), {"id": project}
+        )
+    ).one()
+    return row[0], row[1]
