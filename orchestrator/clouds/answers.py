@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from orchestrator.clouds.parse import parse_http_date, parse_object, parse_server, plain
@@ -79,13 +80,20 @@ TABLE: tuple[Row, ...] = (
 
 
 def classify(
-    status: int, headers: Mapping[str, str], body: bytes, *, server_id: str | None = None, secrets: Iterable[str] = ()
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    server_id: str | None = None,
+    secrets: Iterable[str] = (),
+    otherwise: datetime | None = None,
 ) -> Answer:
     """The classified answer. `headers` must ignore case; `server_id`: the server that a 202 must be about;
-    `secrets`: texts that the message must not repeat.
+    `secrets`: texts that the message must not repeat; `otherwise`: the cloud's time for an answer without a `Date`.
     """
+    date = parse_http_date(headers.get("Date")) or otherwise
     if status == 202:
-        return _accepted(headers, body, server_id)
+        return _accepted(headers, body, server_id, date)
     key, message, body_retry = _error_of(body)
     row = next(row for row in TABLE if row.fits(status, key, message))
     said = withheld(" ".join(part for part in (row.remark, message or f"HTTP {status} without a message") if part))
@@ -97,13 +105,13 @@ def classify(
         cause=row.cause,
         http_status=status,
         request_id=request_id(headers),
-        date=parse_http_date(headers.get("Date")),
+        date=date,
         message=said[:MESSAGE_LIMIT],
         retry_after=wait if wait is not None else body_retry,
     )
 
 
-def _accepted(headers: Mapping[str, str], body: bytes, server_id: str | None) -> Answer:
+def _accepted(headers: Mapping[str, str], body: bytes, server_id: str | None, date: datetime | None) -> Answer:
     effect, cause, server, message = Effect.APPLIED, Cause.ACCEPTED, None, ""
     try:
         value = json.loads(body)
@@ -119,7 +127,7 @@ def _accepted(headers: Mapping[str, str], body: bytes, server_id: str | None) ->
         cause=cause,
         http_status=202,
         request_id=request_id(headers),
-        date=parse_http_date(headers.get("Date")),
+        date=date,
         message=message,
         server=server,
     )
@@ -194,4 +202,6 @@ def withheld(message: str) -> str:
     if not found:
         return message
     reason = _REASONS.search(tail)
-    return f"{head} {reason[1] if reason else '(the value is not shown)'}".strip()
+    if reason is None:
+        return f"{head} (The value is not shown.)"
+    return f"{head} {'The value ' if reason[1].startswith(('is ', 'does ')) else ''}{reason[1]}"

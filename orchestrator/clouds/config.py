@@ -180,6 +180,7 @@ def load_cloud(name: str, *, allowed: Sequence[str] = ()) -> CloudConfig:
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", message=".*InfluxDB")  # openstacksdk's own business
         config = _read()
         known = _names(config, allowed)
         if name not in known:

@@ -135,7 +135,7 @@ def parse_http_date(value: str | None) -> datetime | None:
 def plain(text: str) -> str:
     """Text without HTML's tags, on one line."""
     text = re.sub(r"(?is)<(script|style|head)\b.*?</\1>", " ", text) if "<" in text else text
-    text = re.sub(r"</?[a-zA-Z!][^<>]*>", " ", text) if text.lstrip().startswith("<") else text
+    text = re.sub(r"</?[a-zA-Z!][^<>]*>", " ", text)
     return " ".join(text.split())
 
 

@@ -130,16 +130,17 @@ def sign_in_blocking(config: CloudConfig) -> SignedIn:
     if auth is None or not hasattr(auth, "get_auth_ref"):
         kind = config.region.config.get("auth_type")
         raise _invalid(config, "auth_type", f"{kind!r} names no project; use one that signs in to an identity service")
-    cert = config.cert
     session = ks_session.Session(
         verify=config.verify,
-        cert=(cert if cert and cert[1] else cert and cert[0]),
+        cert=config.region.get_requests_verify_args()[1],
         timeout=config.api_timeout or SIGN_IN_TIMEOUT,
         app_name="fleet-rebuild",
     )
     began = boot_clock()
     try:
-        access: AccessInfo = auth.get_auth_ref(session)
+        access = auth.get_auth_ref(session)
+        if access is None:
+            raise _invalid(config, "auth_type", "signs in without a token")
         return _signed_in(config, access, began)
     except CloudError:
         raise
@@ -157,7 +158,7 @@ def _signed_in(config: CloudConfig, access: AccessInfo, began: float) -> SignedI
         raise _invalid(config, "auth", "the token has no catalog of services; set compute_endpoint_override")
     catalog = access.service_catalog
     region = config.region_name or _only_region(config, catalog)
-    compute = _endpoint(config, catalog, "compute", region, config.compute_endpoint, project_id)
+    compute = _endpoint(config, catalog, "compute", region, project_id)
     if compute is None:
         raise _invalid(config, "region_name", _no_endpoint(config, catalog, region))
     issued, expires = _utc(access.issued), _utc(access.expires)
@@ -166,7 +167,7 @@ def _signed_in(config: CloudConfig, access: AccessInfo, began: float) -> SignedI
         project=Project(deployment=_deployment(config, catalog, region), region=region or "", project_id=project_id),
         user_id=access.user_id,
         compute_url=compute,
-        image_url=_endpoint(config, catalog, "image", region, config.image_endpoint, project_id),
+        image_url=_endpoint(config, catalog, "image", region, project_id),
         signed_at=began,
         issued_at=issued,
         lifetime=max(0.0, (expires - issued).total_seconds()),
@@ -188,8 +189,9 @@ def _only_region(config: CloudConfig, catalog: ServiceCatalog) -> str | None:
 
 
 def _endpoint(
-    config: CloudConfig, catalog: ServiceCatalog, service: str, region: str | None, override: str | None, project: str
+    config: CloudConfig, catalog: ServiceCatalog, service: str, region: str | None, project: str
 ) -> str | None:
+    override = config.compute_endpoint if service == "compute" else config.image_endpoint
     if override:
         return re.sub(r"[%$]\((project|tenant)_id\)s", project, override).rstrip("/")
     found = catalog.get_endpoints_data(
@@ -229,7 +231,7 @@ def _explained(config: CloudConfig, error: Exception) -> CloudError:
     said = str(error)
     for secret in config.secrets:
         said = said.replace(secret, "***")
-    said = " ".join(said.split())[:300]
+    said = " ".join(said.split())
     match error:
         case ks.Unauthorized() | ks.Forbidden():
             return CloudSignInRefused(
@@ -242,15 +244,17 @@ def _explained(config: CloudConfig, error: Exception) -> CloudError:
         case ks.HttpServerError() | ks.RequestTimeout():
             return CloudUnreachable(f"{host} can't sign anybody in now ({error.http_status}).")
         case ks.SSLError() | requests.exceptions.SSLError():
-            return CloudUnreachable(f"{host}: the TLS connection failed; check cacert and verify. {_cause(said)}")
+            return CloudUnreachable(
+                f"{host}: the TLS connection failed; check cacert and verify. {_cause(said)}".rstrip()
+            )
         case ks.ConnectTimeout() | requests.exceptions.Timeout():
             return CloudUnreachable(f"{host} did not answer in time.")
         case ks.ConnectionError() | requests.exceptions.ConnectionError():
-            return CloudUnreachable(f"{host} can't be reached. {_cause(said)}")
+            return CloudUnreachable(f"{host} can't be reached. {_cause(said)}".rstrip())
         case ks.DiscoveryFailure() if _connection_in(error):
             return CloudUnreachable(f"{host} can't be reached.")
         case _:
-            return _invalid(config, "auth", f"the sign-in at {host} failed: {said}")
+            return _invalid(config, "auth", f"the sign-in at {host} failed: {said[:300]}")
 
 
 def _cause(said: str) -> str:

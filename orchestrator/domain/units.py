@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from typing import Self
 
@@ -45,6 +46,15 @@ def parse_rate(text: str) -> float:
     return rate
 
 
+def format_rate(per_second: float) -> str:
+    """Calls per second in the plan file's notation; `parse_rate` gives the same number back."""
+    for figure, unit in ((per_second, "s"), (per_second * 60, "m")):
+        text = f"{round(figure)}/{unit}"
+        if round(figure) and parse_rate(text) == per_second:
+            return text
+    return f"{Decimal(repr(per_second)):f}/s"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """A share of a whole: either a count or a percentage."""
@@ -68,7 +78,7 @@ class Size:
     def parse_limit(cls, value: int | str) -> Self:
         """As `parse`, with 0 and `0%` allowed: a number of errors that are put up with."""
         if isinstance(value, bool) or not isinstance(value, int | str):
-            raise ValueError('a size is a whole number such as 3, or a percentage in quotes such as "5%"')  # noqa: TRY004
+            raise ValueError('a size is a whole number such as 3, or a percentage in quotes such as "5%"')
         if isinstance(value, int):
             if not 0 <= value <= MAX_COUNT:
                 raise ValueError(f"a size is a whole number from 0 to {MAX_COUNT}, or a percentage such as 5%")

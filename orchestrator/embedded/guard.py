@@ -18,6 +18,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, TypedDict
 
@@ -48,7 +49,7 @@ def _prctl(option: int, value: int) -> None:
 def _become(order: Order, guard: int) -> NoReturn:
     """In the forked child: own session, other user, then the program. Never returns."""
     try:
-        log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (log, 1), (log, 2)):
             os.dup2(source, target)
@@ -71,7 +72,7 @@ def _become(order: Order, guard: int) -> NoReturn:
             if signal.getsignal(number) is not None:
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.execvpe(order["argv"][0], order["argv"], os.environ)
+        os.execvpe(order["argv"][0], order["argv"], os.environ)  # noqa: S606  # no shell is meant
     except OSError as e:
         os.write(2, f"could not start {order['argv'][0]}: {e.strerror}\n".encode())
     finally:
@@ -80,17 +81,13 @@ def _become(order: Order, guard: int) -> NoReturn:
 
 def _say(line: str) -> None:
     """To the parent, which may be gone."""
-    try:
+    with suppress(OSError):
         os.write(1, f"{line}\n".encode())
-    except OSError:
-        pass
 
 
 def _signal(pid: int, number: int, *, group: bool = False) -> None:
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         (os.killpg if group else os.kill)(pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _own_children() -> list[int]:
@@ -122,14 +119,17 @@ class Guard:
         os.set_blocking(wake_write, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        # Only the pipe decides: a Ctrl-C or a TERM to the whole group must not break the parent's order of stopping.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         guard = os.getpid()
+        # Blocked over the fork: a stop that comes before the exec waits, and then meets the default action.
+        signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
         self.child = os.fork()
         if self.child == 0:
             _become(self.order, guard)
+        # Only the pipe decides: a Ctrl-C or a TERM to the whole group must not break the parent's order of stopping.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _say(f"pid {self.child}")
         self._watch(wake)
         self._end_strays()

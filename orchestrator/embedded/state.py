@@ -50,7 +50,7 @@ class StateLock:
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as e:
             raise EmbeddedFailed(f"the state folder {self.path.parent} can't be used: {e.strerror}") from e
         deadline = time.monotonic() + wait_seconds
@@ -114,8 +114,9 @@ def server_user(state_dir: Path) -> ServerUser:
 def server_home(state_dir: Path, user: ServerUser) -> Path:
     """The folder that the servers' data, programs and secrets live in: `STATE/servers`.
 
-    Root's servers run as another user, who needs a way in: the state folder gets mode 0710 for that user's group. The
-    folders above it are never opened; where they shut that user out, `servers` is a link to a folder in `FAR_HOME`.
+    Root's servers run as another user, who needs a way in: a closed state folder gets mode 0710 for that
+    user's group. The folders above it are never opened; where they shut that user out, `servers` is a link to a folder
+    elsewhere, usually in `FAR_HOME`.
     """
     link = state_dir / "servers"
     try:
@@ -126,18 +127,25 @@ def server_home(state_dir: Path, user: ServerUser) -> Path:
             if all(_may_enter(folder, user) for folder in state_dir.resolve().parents):
                 link.mkdir(mode=0o700)
             else:
-                FAR_HOME.mkdir(mode=0o711, parents=True, exist_ok=True)
-                far = Path(tempfile.mkdtemp(prefix=f"{state_dir.name}-", dir=FAR_HOME))
+                far = _far_home(state_dir)
                 link.symlink_to(far)
                 log.warning("state_folder_out_of_reach", user=user.name, state_dir=str(state_dir), servers=str(far))
         home = link.resolve()
         for folder in (home,) if link.is_symlink() else (state_dir, home):
-            if folder.stat().st_uid == 0:
-                os.chown(folder, 0, user.gid)
-                folder.chmod(0o710)
+            if not _may_enter(folder, user):
+                os.chown(folder, -1, user.gid)
+                folder.chmod((folder.stat().st_mode & 0o707) | 0o010)
     except OSError as e:
         raise EmbeddedFailed(f"{link} can't be made: {e.strerror}") from e
     return home
+
+
+def _far_home(state_dir: Path) -> Path:
+    """A new folder outside; for a state folder in the temporary folder there, since what lies there may be lost."""
+    temporary = Path(tempfile.gettempdir()).resolve()
+    base = temporary if state_dir.resolve().is_relative_to(temporary) else FAR_HOME
+    base.mkdir(mode=0o711, parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f"fleet-rebuild-{state_dir.name}-", dir=base))
 
 
 def _may_enter(folder: Path, user: ServerUser) -> bool:
@@ -192,7 +200,7 @@ def remembered(home: Path, name: str) -> Address:
         port, password = 0, secrets.token_hex(32)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise EmbeddedFailed(f"{path} can't be read: {e}") from e
-    if not port or not _is_free(port):
+    if not port or not port_is_free(port):
         port = free_port()
         fresh = path.with_suffix(".new")
         fresh.unlink(missing_ok=True)
@@ -205,12 +213,13 @@ def remembered(home: Path, name: str) -> Address:
 def free_port() -> int:
     """A port that nobody listens on now. Raises `EmbeddedFailed` when none of a hundred is free."""
     for _ in range(100):
-        if _is_free(port := PORTS.start + secrets.randbelow(len(PORTS))):
+        if port_is_free(port := PORTS.start + secrets.randbelow(len(PORTS))):
             return port
     raise EmbeddedFailed("no free port was found on 127.0.0.1")
 
 
-def _is_free(port: int) -> bool:
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen there now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -218,3 +227,32 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def await_orphan(pid_file: Path, program: str, *, wait_seconds: float = 30.0) -> None:
+    """Blocks until a server that outlived its guard has left its folder, and clears a pid file that names another.
+
+    The second case is a container's: after a crash the same small pids come again, and PostgreSQL would take one of
+    our own processes for its predecessor. The lock on the state folder says that no supervised one runs.
+    Raises `EmbeddedFailed` when it doesn't leave.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while pid_file.exists():
+        pid = pid_file.read_text().partition("\n")[0].strip()
+        if not _runs_in(pid, program, pid_file.parent):
+            pid_file.unlink(missing_ok=True)
+            return
+        if time.monotonic() > deadline:
+            raise EmbeddedFailed(f"process {pid} still serves {pid_file.parent}: stop it first")
+        time.sleep(0.05)
+
+
+def _runs_in(pid: str, program: str, folder: Path) -> bool:
+    """Whether that process is such a program at work in that folder; where /proc doesn't tell, whether it lives."""
+    proc = Path("/proc") / pid
+    if not pid.isdigit() or not _alive(pid):
+        return False
+    try:
+        return (proc / "comm").read_text().strip() == program and (proc / "cwd").readlink() == folder.resolve()
+    except OSError:
+        return _alive(pid)

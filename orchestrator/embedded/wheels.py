@@ -46,7 +46,7 @@ def postgres_programs(home: Path, user: ServerUser, *, major: int | None) -> Pos
     chosen = max(m for m in found if m) if major is None else major
     if chosen not in found:
         raise EmbeddedFailed(
-            f"the data was written by PostgreSQL {chosen}, and the installed wheel has {sorted(m for m in found if m)}: "
+            f"the data was written by PostgreSQL {chosen}, and the wheel has {sorted(m for m in found if m)}: "
             "install the wheel of then, dump the data, and load it into a new state folder"
         )
     install = found[chosen]

@@ -1,0 +1,86 @@
+"""Events, read by their dense number in a plan: it is the `Last-Event-ID`, the cursor and the tail at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.domain.states import PlanStatus
+from orchestrator.ledger.tables import Event, Plan
+
+_COLUMNS = (Event.plan_id, Event.seq, Event.at, Event.server_id, Event.type, Event.from_state, Event.to_state,
+            Event.actor, Event.reason_code, Event.reason_message, Event.data)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventRecord:
+    """An event's row."""
+
+    plan_id: UUID
+    seq: int
+    at: datetime
+    server_id: str | None
+    type: str
+    from_state: str | None
+    to_state: str | None
+    actor: str
+    reason_code: str | None
+    reason_message: str | None
+    data: dict[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """How far a plan's events have come."""
+
+    seq: int
+    status: PlanStatus
+
+
+async def event_heads(conn: AsyncConnection, plan_ids: Sequence[UUID]) -> dict[UUID, Head]:
+    """The newest event's number and the status of each of these plans; unknown ids are left out."""
+    rows = await conn.execute(select(Plan.id, Plan.event_seq, Plan.status).where(Plan.id.in_(plan_ids)))
+    return {r.id: Head(seq=r.event_seq, status=PlanStatus(r.status)) for r in rows}
+
+
+async def events_after(conn: AsyncConnection, plan_id: UUID, after: int, limit: int) -> list[EventRecord]:
+    """Events with numbers above `after`, in their order."""
+    return _records(
+        await conn.execute(
+            select(*_COLUMNS)
+            .where(Event.plan_id == plan_id, Event.seq > after)
+            .order_by(Event.seq)
+            .limit(limit)
+        )
+    )
+
+
+async def server_events(conn: AsyncConnection, plan_id: UUID, server_id: str, limit: int) -> list[EventRecord]:
+    """The newest `limit` events of one server, in their order."""
+    rows = await conn.execute(
+        select(*_COLUMNS)
+        .where(Event.plan_id == plan_id, Event.server_id == server_id)
+        .order_by(Event.seq.desc())
+        .limit(limit)
+    )
+    return _records(rows)[::-1]
+
+
+async def status_before_pause(conn: AsyncConnection, plan_id: UUID) -> PlanStatus | None:
+    """Where a paused plan was, by its newest pause."""
+    row = await conn.execute(
+        select(Event.from_state)
+        .where(Event.plan_id == plan_id, Event.type == "plan.paused")
+        .order_by(Event.seq.desc())
+        .limit(1)
+    )
+    state = row.scalar_one_or_none()
+    return None if state is None else PlanStatus(state)
+
+
+def _records(rows: Any) -> list[EventRecord]:
+    return [EventRecord(**r._mapping) for r in rows]  # noqa: SLF001  SQLAlchemy's public name for it

@@ -1,0 +1,19 @@
+"""What the use cases work with."""
+
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from orchestrator.hints import Hints
+from orchestrator.service.clouds import CloudBook
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deps:
+    """Everything a use case needs from outside."""
+
+    engine: AsyncEngine
+    hints: Hints
+    clouds: CloudBook
+    api_url: str
+    """Where people reach this service: a plan's `url` begins with it. Without a slash at its end."""

@@ -1,0 +1,1 @@
+"""Whole runs against the cloud named by OS_CLOUD (`make acceptance`)."""

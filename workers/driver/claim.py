@@ -1,0 +1,170 @@
+"""Claiming: all plans of the project in one transaction, as many jobs as the gate allows and permits will cover."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.domain.decide import Decision, Reason
+from orchestrator.domain.gate import Finish, Halt, NextWave, PlanFigures, Replenish, Start, gate
+from orchestrator.domain.states import JobState, PlanStatus
+from orchestrator.ledger import drive
+from orchestrator.ledger.drive import ClaimedJob, DrivenPlan
+from orchestrator.ledger.leases import guard
+from orchestrator.ledger.transitions import JobChange, PlanMove, lock_plans, move_jobs, move_plan
+from orchestrator.log import get_logger
+from workers.driver.desk import Desk
+
+log = get_logger(__name__)
+
+AHEAD_SECONDS = 2.0
+"""How much of the rate is claimed and checked ahead of its permits."""
+PULSE_SECONDS = 0.5
+"""How often the plans' rows are looked at: a pause or a cancellation is seen within this."""
+NOTHING_YET = 5.0
+"""Seconds after which the gate is asked again though nothing is known to have changed."""
+
+
+async def claim_forever(desk: Desk, reload: Callable[[Desk], Awaitable[None]]) -> None:
+    """Claims whenever something may have changed, until cancelled."""
+    heard: list[drive.Pulse] | None = None
+    known: object = None
+    asked_at = 0.0
+    while True:
+        async with desk.engine.connect() as conn:
+            pulses, paused = await drive.pulse(conn, desk.own.project)
+        statuses = [(p.id, p.status, p.go_epoch) for p in pulses]
+        if statuses != known:
+            await reload(desk)
+            known = statuses
+        changed, heard = pulses != heard, pulses
+        room = int(desk.limiter.learned_rate * AHEAD_SECONDS) + 1 - len(desk.ready) - len(desk.unchecked)
+        due = changed or desk.woken.is_set() or time.monotonic() > asked_at + NOTHING_YET
+        if room > 0 and due and not desk.stopping and not paused:
+            desk.woken.clear()
+            asked_at = time.monotonic()
+            if await claim(desk, room):
+                desk.filled.set()
+        try:
+            async with asyncio.timeout(PULSE_SECONDS):
+                await desk.woken.wait()
+                await asyncio.sleep(0.02)  # what ends together is answered together
+        except TimeoutError:
+            pass
+
+
+async def claim(desk: Desk, room: int) -> int:
+    """Asks the gate for every plan, carries out what it says, and claims up to `room` jobs; how many came."""
+    own = desk.own
+    claimed: list[ClaimedJob] = []
+    again = False
+    async with desk.engine.begin() as conn:
+        await guard(conn, own.lease, own.fence, unexpired=True)
+        plans = [p.row for p in desk.plans.values()]
+        locked = await lock_plans(conn, [p.id for p in plans])
+        plans = [p for p in plans if p.id in locked and locked[p.id].status is p.status
+                 and p.status in (PlanStatus.RUNNING, PlanStatus.CANCELLING)]  # fmt: skip
+        figures = await drive.figures(conn, plans)
+        shares: list[tuple[DrivenPlan, Start]] = []
+        for plan in plans:
+            if plan.status is PlanStatus.CANCELLING:
+                again |= await _sweep(conn, desk, plan)
+                figures |= await drive.figures(conn, [plan])
+            answer = gate(figures[plan.id])
+            if isinstance(answer, Start):
+                if plan.status is PlanStatus.RUNNING and answer.places:
+                    shares.append((plan, answer))
+            else:
+                again |= await _carry_out(conn, plan, figures[plan.id], answer)
+        taken = sum(f.in_flight for f in figures.values())
+        room = min(room, max(0, desk.settings.max_in_flight - taken))
+        for plan, start, n in allot(shares, {p.id: _priority(desk, p) for p in plans}, room):
+            claimed += await drive.pending_jobs(conn, own.deployment, plan.id, wave=start.wave, limit=n)
+        changes = [
+            JobChange(plan_id=j.plan_id, ord=j.ord, server_id=j.server_id, expected=JobState.PENDING,
+                      decision=Decision(state=JobState.CHECKING))
+            for j in claimed
+        ]  # fmt: skip
+        moved = await move_jobs(conn, own.deployment, changes)
+    claimed = [j for j in claimed if j.key in moved]
+    desk.claimed |= {j.key for j in claimed}
+    desk.unchecked.extend(claimed)
+    if again or len(claimed) == room:
+        desk.woken.set()
+    return len(claimed)
+
+
+def allot(
+    shares: list[tuple[DrivenPlan, Start]], priorities: dict[object, int], room: int
+) -> list[tuple[DrivenPlan, Start, int]]:
+    """Gives the room to the plans of the highest priority first, in equal parts among equals."""
+    given: list[tuple[DrivenPlan, Start, int]] = []
+    for priority in sorted({priorities[p.id] for p, _ in shares}, reverse=True):
+        equals = sorted((s for s in shares if priorities[s[0].id] == priority), key=lambda s: s[1].places)
+        for i, (plan, start) in enumerate(equals):
+            part = min(start.places, -(-room // (len(equals) - i)))
+            if part > 0:
+                given.append((plan, start, part))
+                room -= part
+    return given
+
+
+def _priority(desk: Desk, plan: DrivenPlan) -> int:
+    return desk.plans[plan.id].spec.priority
+
+
+async def _carry_out(
+    conn: AsyncConnection, plan: DrivenPlan, figures: PlanFigures, answer: NextWave | Replenish | Halt | Finish
+) -> bool:
+    """Does what the gate says instead of starting jobs; True: ask it again."""
+    match answer:
+        case NextWave(wave=wave):
+            name = next(w.name for w in figures.waves if w.index == wave)
+            await drive.enter_wave(conn, plan.id, wave)
+            await move_plan(conn, _move(plan, PlanStatus.RUNNING, data={"wave": name}))
+            return True
+        case Replenish(wave=wave, places=places):
+            if not await drive.replenish_wave(conn, plan.id, wave, places):
+                later = min(w.index for w in figures.waves if w.index > wave)
+                await drive.enter_wave(conn, plan.id, later)
+            return True
+        case Halt(reason=reason):
+            await move_plan(conn, _move(plan, PlanStatus.HALTED, reason=reason, stop_sending=True))
+            log.warning("plan_halted", plan=str(plan.id), reason=reason.code, message=reason.message)
+            return False
+        case Finish(status=status):
+            await drive.enter_wave(conn, plan.id, max((w.index for w in figures.waves), default=-1) + 1)
+            await move_plan(conn, _move(plan, status, reason=_finish_reason(figures, status)))
+            log.info("plan_finished", plan=str(plan.id), status=status.value)
+            return False
+
+
+def _move(
+    plan: DrivenPlan, status: PlanStatus, *, reason: Reason | None = None, stop_sending: bool = False,
+    data: dict[str, str] | None = None,
+) -> PlanMove:  # fmt: skip
+    return PlanMove(plan_id=plan.id, expected=plan.status, status=status, actor="driver", reason=reason,
+                    stop_sending=stop_sending, data=data)  # fmt: skip
+
+
+def _finish_reason(figures: PlanFigures, status: PlanStatus) -> Reason | None:
+    if status is not PlanStatus.FAILED:
+        return None
+    kinds = (JobState.FAILED, JobState.REFUSED, JobState.STUCK, JobState.UNRESOLVED)
+    counts = {s: figures.count(s) for s in kinds}
+    counts[JobState.REFUSED] += figures.outside_failures
+    said = ", ".join(f"{n} {s.value}" for s, n in counts.items() if n)
+    return Reason(code="jobs_not_done", message=f"Finished with {said}.")
+
+
+async def _sweep(conn: AsyncConnection, desk: Desk, plan: DrivenPlan) -> bool:
+    """Cancels pending jobs of a plan that is being cancelled, a batch at a time; True: there may be more."""
+    jobs = await drive.sweepable_jobs(conn, plan.id)
+    changes = [
+        JobChange(plan_id=plan.id, ord=ord_, server_id=server, expected=JobState.PENDING,
+                  decision=Decision(state=JobState.CANCELLED))
+        for ord_, server in jobs
+    ]  # fmt: skip
+    await move_jobs(conn, desk.own.deployment, changes)
+    return bool(jobs)

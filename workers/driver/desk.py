@@ -1,0 +1,118 @@
+"""What the driver's modules share while it drives one project."""
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from orchestrator.clouds.config import CloudSettings
+from orchestrator.clouds.pacing import Limiter, LocalPace
+from orchestrator.clouds.protocol import Cloud, Server
+from orchestrator.domain.completion import Expected
+from orchestrator.domain.decide import FailurePolicy, Happened, Tried, decide
+from orchestrator.domain.spec import PlanSpec
+from orchestrator.domain.states import JobState, PlanStatus
+from orchestrator.ledger.drive import ClaimedJob, DrivenPlan, Ownership
+from orchestrator.ledger.transitions import AttemptAnswer, JobChange, JobKey
+from workers.driver.lease import LeaseKeeper
+from workers.driver.mirror import Mirror
+from workers.driver.record import Recorder
+
+
+@dataclass(frozen=True, kw_only=True)
+class LivePlan:
+    """A plan that is being driven, with its spec parsed once."""
+
+    row: DrivenPlan
+    spec: PlanSpec
+    policy: FailurePolicy
+    waves: int
+    pace: LocalPace | None
+    """The plan's own `rate`, where it goes below the cloud's."""
+
+    @property
+    def running(self) -> bool:
+        """Whether new work may be claimed for it."""
+        return self.row.status is PlanStatus.RUNNING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A job that may be sent: what it was checked against, and the body that will go."""
+
+    job: ClaimedJob
+    server: Server
+    baseline: Mapping[str, Any]
+    body: bytes
+    body_sha256: str
+    reimage: bool
+    epoch: int
+    """The plan's `go_epoch` that it was checked under."""
+
+
+@dataclass(kw_only=True)
+class Watched:
+    """A server whose rebuild the cloud accepted."""
+
+    job: ClaimedJob
+    state: JobState
+    expected: Expected
+    request_id: str | None
+    accepted_at: float
+    """`time.monotonic()` of the 202 (of the takeover, for one that another driver sent)."""
+    deadline_at: datetime
+    canary: bool = False
+    looked_at: float = float("-inf")
+    looking: bool = False
+
+
+@dataclass
+class Desk:
+    """One project's state in memory. Everything here can be lost: the ledger has it."""
+
+    engine: AsyncEngine
+    cloud: Cloud
+    settings: CloudSettings
+    own: Ownership
+    lease: LeaseKeeper
+    limiter: Limiter
+    mirror: Mirror
+    recorder: Recorder
+    plans: dict[UUID, LivePlan] = field(default_factory=dict)
+    ready: deque[Checked] = field(default_factory=deque)
+    """Checked jobs that wait for a permit."""
+    unchecked: deque[ClaimedJob] = field(default_factory=deque)
+    """Claimed jobs that wait for their check."""
+    watched: dict[str, Watched] = field(default_factory=dict)
+    """By server id."""
+    claimed: set[JobKey] = field(default_factory=set)
+    """Jobs that are `checking` or `sending` in our hands."""
+    posting: int = 0
+    """Calls that are being sent."""
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    """Something may be claimed."""
+    filled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Something is to be checked or sent."""
+    stopping: bool = False
+    """Nothing new is claimed or sent."""
+    rebuild_seconds: float | None = None
+    """Learned: about how long a rebuild takes."""
+
+    async def happen(
+        self, job: ClaimedJob, state: JobState, happened: Happened, *,
+        answer: AttemptAnswer | None = None, data: Mapping[str, Any] | None = None, actor: str = "driver",
+    ) -> JobState:  # fmt: skip
+        """Decides what becomes of a job and queues it for the ledger; its new state."""
+        plan = self.plans.get(job.plan_id)
+        tried = Tried(refusals=job.refusals, policy=plan.policy if plan else FailurePolicy())
+        decision = decide(state, happened, self.lease.now(), tried)
+        await self.recorder.put(
+            JobChange(plan_id=job.plan_id, ord=job.ord, server_id=job.server_id, expected=state, decision=decision,
+                      actor=actor, answer=answer, data=data)
+        )  # fmt: skip
+        return decision.state

@@ -1,0 +1,109 @@
+"""A mirror of the project's servers, as far as they matter to plans: filled by full reads, kept fresh by changes."""
+
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from orchestrator.clouds.protocol import Cloud, Server
+
+OVERLAP = timedelta(seconds=10)
+"""How far each poll reaches back behind the `Date` of the one before: the cloud's own clocks differ a little."""
+FRESH_SECONDS = 10.0
+"""A server may be wiped by a view of it that is at most this old."""
+FULL_SECONDS = 60.0
+"""How often everything is read in full: metadata and tags don't move `updated`."""
+FEW = 20
+"""Up to so many servers are read one by one: cheaper than a list of the whole project."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A server as seen, and when: times of `time.monotonic()`, taken before the read was sent."""
+
+    server: Server | None
+    """None: the cloud says that it is not there."""
+    seen_at: float
+    """When this very view was read."""
+    date: datetime
+    """The answer's `Date`."""
+
+
+@dataclass
+class Mirror:
+    """All views of one project. `wanted`: the server ids that matter; others are not kept."""
+
+    cloud: Cloud
+    wanted: set[str] = field(default_factory=set)
+    _views: dict[str, View] = field(default_factory=dict)
+    _since: datetime | None = None
+    _changes_at: float = float("-inf")
+    """When the last complete poll began: every view is confirmed as of then."""
+    full_at: float = float("-inf")
+    """When the last full read began."""
+
+    def view(self, server_id: str) -> View | None:
+        """The newest view of a server, whatever its age."""
+        return self._views.get(server_id)
+
+    def age(self, server_id: str) -> float:
+        """Seconds since a server's view was read or confirmed by a poll; infinite where there is none."""
+        view = self._views.get(server_id)
+        if view is None:
+            return float("inf")
+        return time.monotonic() - max(view.seen_at, self._changes_at)
+
+    def want(self, server_ids: Collection[str]) -> None:
+        """What matters from now on."""
+        self.wanted = set(server_ids)
+        for gone in self._views.keys() - self.wanted:
+            del self._views[gone]
+
+    async def read_few(self, server_ids: Iterable[str]) -> list[Server]:
+        """Reads servers one by one."""
+        return [s for i in server_ids if (s := (await self.read_one(i)).server)]
+
+    async def read_one(self, server_id: str) -> View:
+        """Reads one server by its id: the only read that proves one gone."""
+        began = time.monotonic()
+        server, date = await self.cloud.get_server(server_id)
+        view = View(server=_slim(server) if server else None, seen_at=began, date=date)
+        self._views[server_id] = view
+        return view
+
+    async def read_all(self) -> list[Server]:
+        """Reads the whole project; what a list leaves out keeps its old view, for a list proves nobody gone."""
+        if len(self.wanted) <= FEW:
+            began = time.monotonic()
+            servers = await self.read_few(self.wanted)
+            oldest = min((self._views[i].date for i in self.wanted), default=None)
+            self._since = oldest or self._since
+        else:
+            began, servers = await self._read(None)
+        self._changes_at = self.full_at = began
+        return servers
+
+    async def read_changes(self) -> list[Server]:
+        """Reads what has changed since the last read: the changed servers that matter, deleted ones too."""
+        if self._since is None:
+            return await self.read_all()
+        began, servers = await self._read(self._since - OVERLAP)
+        self._changes_at = began
+        return servers
+
+    async def _read(self, changes_since: datetime | None) -> tuple[float, list[Server]]:
+        began, first, found = time.monotonic(), None, []
+        async for page in self.cloud.list_servers(changes_since=changes_since):
+            first = first or page.date
+            for server in page.servers:
+                if server.id in self.wanted:
+                    slim = _slim(server)
+                    self._views[server.id] = View(server=slim, seen_at=began, date=page.date)
+                    found.append(slim)
+        self._since = first or self._since
+        return began, found
+
+
+def _slim(server: Server) -> Server:
+    """Without what no decision looks at: 100,000 of them are kept."""
+    return replace(server, addresses={}, links=(), flavor={})

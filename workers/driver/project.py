@@ -1,0 +1,267 @@
+"""One driver: takes a project over, runs its loops until told to stop or until the lease is lost."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from orchestrator.clouds.config import load_cloud
+from orchestrator.clouds.factory import open_cloud, pace_key
+from orchestrator.clouds.openstack import OpenStackCloud
+from orchestrator.clouds.pacing import Limiter, LocalPace
+from orchestrator.clouds.protocol import Project
+from orchestrator.clouds.sign_in import TokenCache
+from orchestrator.domain.decide import FailurePolicy, Happened, Reason
+from orchestrator.domain.lifecycle import JobEvent
+from orchestrator.domain.spec import PlanSpec, parse_stored
+from orchestrator.domain.states import JobState
+from orchestrator.errors import CloudError
+from orchestrator.ledger import drive, prepare
+from orchestrator.ledger.drive import ClaimedJob, DueProject
+from orchestrator.ledger.transitions import JobChange
+from orchestrator.log import get_logger
+from workers.driver.check import check_batch
+from workers.driver.claim import claim_forever
+from workers.driver.desk import Desk, LivePlan, Watched
+from workers.driver.lease import LeaseKeeper
+from workers.driver.mirror import Mirror
+from workers.driver.record import Recorder
+from workers.driver.send import send_forever
+from workers.driver.watch import expected_of, watch_forever
+
+log = get_logger(__name__)
+
+CHECK_BATCH = 500
+STATE_SECONDS = 2.0
+"""How often the limiter's state is published."""
+IDLE_SECONDS = 3.0
+"""A project whose plans have all ended is left after this."""
+
+
+class Finished(Exception):
+    """Nothing is left to drive."""
+
+
+def policy_of(spec: PlanSpec) -> FailurePolicy:
+    """The part of a plan's failure policy that a job's fate hangs on."""
+    failure = spec.failure
+    return FailurePolicy(
+        attempts=failure.attempts,
+        backoff_initial=failure.backoff.initial,
+        backoff_max=failure.backoff.max,
+        timeout=failure.timeout,
+    )
+
+
+async def drive_project(
+    engine: AsyncEngine, redis: Any, tokens: TokenCache, due: DueProject, lease: LeaseKeeper, stop: asyncio.Event
+) -> None:
+    """Drives one project under a lease already taken; returns when stopped or when nothing is left.
+
+    Raises `LeaseLost`; `CloudError` where the cloud can't be signed in to.
+    """
+    config = load_cloud(due.cloud)
+    async with _signed_in(engine, config.name, open_cloud(config, tokens)) as (cloud, project):
+        async with engine.connect() as conn:
+            rate, seconds = await drive.project_learned(conn, due.project)
+        settings = config.settings
+        writes = Limiter(redis, pace_key(project, "write"), settings.write_rate, learned=rate)
+        cloud.pace_reads(Limiter(redis, pace_key(project, "read"), settings.read_rate))
+        desk = Desk(
+            engine=engine, cloud=cloud, settings=settings, own=lease.own, lease=lease, limiter=writes,
+            mirror=Mirror(cloud=cloud), recorder=None, rebuild_seconds=seconds,  # type: ignore[arg-type]
+        )  # fmt: skip
+        desk.recorder = Recorder(engine=engine, own=lease.own, recorded=_recorded(desk), dropped=_dropped(desk))
+        await _run(desk, project, stop)
+
+
+class _signed_in:  # noqa: N801  a context manager reads as a verb
+    """Signs in, notes in the ledger how that went, and closes the cloud at the end."""
+
+    def __init__(self, engine: AsyncEngine, name: str, cloud: OpenStackCloud) -> None:
+        self._engine, self._name, self._cloud = engine, name, cloud
+
+    async def __aenter__(self) -> tuple[OpenStackCloud, Project]:
+        try:
+            project = await self._cloud.sign_in()
+        except CloudError as e:
+            await self._cloud.close()
+            async with self._engine.begin() as conn:
+                await prepare.note_cloud(conn, self._name, project=None, error=e.message)
+            raise
+        async with self._engine.begin() as conn:
+            await prepare.note_project(conn, self._name, deployment=project.deployment, region=project.region,
+                                       project_id=project.project_id)  # fmt: skip
+        return self._cloud, project
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._cloud.close()
+
+
+def _recorded(desk: Desk) -> Callable[[JobChange], None]:
+    def recorded(change: JobChange) -> None:
+        if change.decision.state not in (JobState.REBUILDING, JobState.VERIFYING):
+            desk.woken.set()
+
+    return recorded
+
+
+def _dropped(desk: Desk) -> Callable[[JobChange], None]:
+    def dropped(change: JobChange) -> None:
+        log.info("change_dropped", plan=str(change.plan_id), server=change.server_id, expected=change.expected.value,
+                 state=change.decision.state.value)  # fmt: skip
+
+    return dropped
+
+
+async def _run(desk: Desk, project: Project, stop: asyncio.Event) -> None:
+    await _reload(desk)
+    taken_over = await _take_over(desk)
+    log.info("driver_started", project=desk.own.project, fence=desk.own.fence, plans=len(desk.plans),
+             watched=len(desk.watched), taken_over=taken_over)  # fmt: skip
+    async with asyncio.TaskGroup() as loops, asyncio.TaskGroup() as calls:
+        background = [
+            loops.create_task(desk.lease.keep()),
+            loops.create_task(desk.recorder.run()),
+            loops.create_task(_persist(desk, lambda: _publish_forever(desk))),
+            loops.create_task(_persist(desk, lambda: claim_forever(desk, _reload))),
+            loops.create_task(_persist(desk, lambda: _check_forever(desk, project.project_id))),
+            loops.create_task(_persist(desk, lambda: watch_forever(desk, calls))),
+            loops.create_task(_persist(desk, lambda: send_forever(desk, calls))),
+        ]
+        await _until_over(desk, stop)
+        await _leave(desk)
+        for task in background:
+            task.cancel()
+    log.info("driver_stopped", project=desk.own.project, fence=desk.own.fence)
+
+
+async def _persist(desk: Desk, loop: Callable[[], Awaitable[None]]) -> None:
+    """Goes on after trouble with the ledger; the lease decides when it is over."""
+    while True:
+        try:
+            await loop()
+        except (DBAPIError, OSError, TimeoutError) as e:
+            log.warning("ledger_trouble", project=desk.own.project, error=str(e)[:200])
+            await asyncio.sleep(1.0)
+
+
+async def _until_over(desk: Desk, stop: asyncio.Event) -> None:
+    idle_since: float | None = None
+    while not stop.is_set():
+        idle = not (desk.plans or desk.watched or desk.posting)
+        idle_since = (idle_since or time.monotonic()) if idle else None
+        if idle_since and time.monotonic() > idle_since + IDLE_SECONDS:
+            return
+        try:
+            async with asyncio.timeout(0.25):
+                await stop.wait()
+        except TimeoutError:
+            pass
+
+
+async def _leave(desk: Desk) -> None:
+    """Stops claiming, lets calls that are being sent finish, puts back what was claimed, writes everything down."""
+    desk.stopping = True
+    while desk.posting:
+        await asyncio.sleep(0.02)
+    back = [c.job for c in desk.ready] + list(desk.unchecked)
+    desk.ready.clear()
+    desk.unchecked.clear()
+    for job in back:
+        await desk.happen(job, JobState.CHECKING, Happened(event=JobEvent.POSTPONE))
+    await desk.recorder.drain()
+
+
+async def _reload(desk: Desk) -> None:
+    """Reads the project's plans anew."""
+    async with desk.engine.connect() as conn:
+        rows = await drive.plans_of(conn, desk.own.project)
+    plans: dict[Any, LivePlan] = {}
+    for plan_id, row in rows.items():
+        old = desk.plans.get(plan_id)
+        spec = old.spec if old else parse_stored(row.spec)
+        pace = old.pace if old and old.row.rate == row.rate else (LocalPace(row.rate) if row.rate else None)
+        plans[plan_id] = LivePlan(row=row, spec=spec, policy=policy_of(spec), pace=pace, waves=len(spec.rollout.waves))
+    desk.plans = plans
+
+
+async def _take_over(desk: Desk) -> int:
+    """Adopts what another driver left: watches what was sent, puts back what was only claimed, and says of calls
+    whose answer nobody recorded that they are unresolved."""
+    async with desk.engine.connect() as conn:
+        jobs = await drive.moving_jobs(conn, desk.own.project)
+    reason = Reason(code="driver_lost", message=(
+        "The driver was lost between the intent and the recorded answer: whether the call took effect is not known."))  # fmt: skip
+    asyncio_now = time.monotonic()
+    recorder = asyncio.create_task(desk.recorder.run())
+    try:
+        for job in jobs:
+            match job.state:
+                case JobState.CHECKING:
+                    await desk.happen(job, job.state, Happened(event=JobEvent.POSTPONE))
+                case JobState.SENDING:
+                    await desk.happen(job, job.state, Happened(event=JobEvent.UNKNOWN, reason=reason))
+                    await desk.happen(job, JobState.RESOLVING, Happened(event=JobEvent.UNSETTLED, reason=reason))
+                case JobState.RESOLVING:
+                    await desk.happen(job, job.state, Happened(event=JobEvent.UNSETTLED, reason=reason))
+                case JobState.VERIFYING:
+                    await desk.happen(job, job.state, Happened(event=JobEvent.VERIFIED))
+                case _:
+                    desk.watched[job.server_id] = _adopted(desk, job, asyncio_now)
+        desk.mirror.want(desk.watched)
+        drained = asyncio.create_task(desk.recorder.drain())
+        await asyncio.wait({recorder, drained}, return_when=asyncio.FIRST_COMPLETED)
+        drained.cancel()
+        if recorder.done():
+            recorder.result()
+    finally:
+        recorder.cancel()
+    return len(jobs)
+
+
+def _adopted(desk: Desk, job: ClaimedJob, now: float) -> Watched:
+    plan = desk.plans.get(job.plan_id)
+    deadline: datetime = job.deadline_at or desk.lease.now() + timedelta(minutes=30)
+    return Watched(
+        job=job, state=job.state, expected=expected_of(job.baseline or {}, job.target_image, job.cloud_date),
+        request_id=job.request_id, accepted_at=now, deadline_at=deadline,
+        canary=bool(plan and plan.waves > 1 and job.wave == 0),
+    )  # fmt: skip
+
+
+async def _check_forever(desk: Desk, project_id: str) -> None:
+    while True:
+        if desk.unchecked and not desk.stopping:
+            batch = [desk.unchecked.popleft() for _ in range(min(CHECK_BATCH, len(desk.unchecked)))]
+            await check_batch(desk, batch, project_id)
+            continue
+        desk.filled.clear()
+        try:
+            async with asyncio.timeout(0.1):
+                await desk.filled.wait()
+        except TimeoutError:
+            pass
+
+
+async def _publish_forever(desk: Desk) -> None:
+    """The limiter's state for the dashboard, and a wake-up when a backoff ends."""
+    while True:
+        state = await desk.limiter.state()
+        published = {
+            "ceiling": state.ceiling, "allowed": state.allowed, "used_per_second": state.used_per_second,
+            "last_429_at": state.last_429_at, "blocked_until": state.blocked_until, "degraded": state.degraded,
+            "at": desk.lease.now().isoformat(),
+        }  # fmt: skip
+        async with desk.engine.begin() as conn:
+            await drive.publish_limiter(conn, desk.own.project, published, desk.limiter.learned_rate,
+                                        desk.rebuild_seconds)  # fmt: skip
+            waiting = await drive.next_due(conn, desk.own.project)
+        if waiting is not None and waiting < STATE_SECONDS:
+            await asyncio.sleep(max(0.0, waiting))
+            desk.woken.set()
+        await asyncio.sleep(STATE_SECONDS)

@@ -1,0 +1,192 @@
+"""Sending: a permit, the second gate, one POST, and its answer recorded first of all."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+from sqlalchemy.exc import DBAPIError
+
+from orchestrator.clouds.pacing import Permit
+from orchestrator.clouds.protocol import Answer
+from orchestrator.domain.causes import Cause, Effect
+from orchestrator.domain.completion import Expected
+from orchestrator.domain.decide import Happened, Reason
+from orchestrator.domain.lifecycle import JobEvent
+from orchestrator.domain.states import JobState
+from orchestrator.ledger.drive import Intent, commit_intents
+from orchestrator.ledger.transitions import AttemptAnswer
+from orchestrator.log import get_logger
+from workers.driver.desk import Checked, Desk, Watched
+from workers.driver.mirror import FRESH_SECONDS
+from workers.driver.watch import expected_of
+
+log = get_logger(__name__)
+
+SLICE_SECONDS = 0.05
+"""How much of the rate is reserved at a time: a stall then spills few permits (embedded.md)."""
+CALLS_AT_ONCE = 96
+"""Calls under way; beyond, sending waits for answers, whatever the rate says."""
+USUAL_COMMIT = 0.015
+HORIZON = 2.0
+"""Permits further away than this are not taken: a pause of the cloud must not be slept through."""
+
+
+async def send_forever(desk: Desk, calls: asyncio.TaskGroup) -> None:
+    """Sends ready jobs, a few tens of milliseconds of rate at a time, until cancelled."""
+    commit_seconds = USUAL_COMMIT
+    while True:
+        if not desk.ready or desk.stopping or desk.posting >= CALLS_AT_ONCE or not desk.lease.fresh():
+            desk.filled.clear()
+            try:
+                async with asyncio.timeout(0.1):
+                    await desk.filled.wait()
+            except TimeoutError:
+                pass
+            continue
+        size = max(1, int(desk.limiter.learned_rate * SLICE_SECONDS))
+        batch = _take(desk, size)
+        if not batch:
+            continue
+        permits = await desk.limiter.reserve(len(batch), commit_seconds, within=HORIZON)
+        for checked in batch[len(permits) :]:
+            desk.ready.appendleft(checked)
+        batch = batch[: len(permits)]
+        if not batch:
+            await asyncio.sleep(0.1)
+            continue
+        began = time.monotonic()
+        through = await _second_gate(desk, batch)
+        commit_seconds = 0.8 * commit_seconds + 0.2 * min(0.5, 1.2 * (time.monotonic() - began))
+        for checked, permit in zip(through, permits, strict=False):
+            desk.posting += 1
+            calls.create_task(_send(desk, checked, permit))
+
+
+def _take(desk: Desk, size: int) -> list[Checked]:
+    """The next jobs whose check is still fresh; the others are checked again."""
+    batch: list[Checked] = []
+    while desk.ready and len(batch) < size:
+        checked = desk.ready.popleft()
+        plan = desk.plans.get(checked.job.plan_id)
+        if plan is None or not plan.running or desk.mirror.age(checked.job.server_id) > FRESH_SECONDS:
+            desk.unchecked.append(checked.job)
+            desk.filled.set()
+        else:
+            batch.append(checked)
+    return batch
+
+
+async def _second_gate(desk: Desk, batch: Sequence[Checked]) -> list[Checked]:
+    """Commits the intents; what was let through. What wasn't goes back to its check, which finds out why."""
+    intents = [
+        Intent(plan_id=c.job.plan_id, ord=c.job.ord, server_id=c.job.server_id, number=c.job.attempt + 1,
+               body_sha256=c.body_sha256, baseline=c.baseline)
+        for c in batch
+    ]  # fmt: skip
+    epochs = {c.job.plan_id: c.epoch for c in batch}
+    try:
+        async with desk.engine.begin() as conn:
+            let_through = await commit_intents(conn, desk.own, intents, epochs)
+    except (DBAPIError, OSError, TimeoutError) as e:
+        # A COMMIT without an answer sends nothing, wherever it left the jobs: both ways back are queued, one fits.
+        log.warning("second_gate_failed", project=desk.own.project, jobs=len(batch), error=str(e)[:200])
+        for checked in batch:
+            desk.claimed.discard(checked.job.key)
+            await desk.happen(checked.job, JobState.SENDING, Happened(event=JobEvent.NOT_SENT))
+            await desk.happen(checked.job, JobState.CHECKING, Happened(event=JobEvent.POSTPONE))
+        return []
+    for checked in batch:
+        if checked.job.key not in let_through:
+            desk.claimed.discard(checked.job.key)
+            await desk.happen(checked.job, JobState.CHECKING, Happened(event=JobEvent.POSTPONE))
+    return [c for c in batch if c.job.key in let_through]
+
+
+async def _send(desk: Desk, checked: Checked, permit: Permit) -> None:
+    """One call, at its time, at most once; then the answer goes to the ledger."""
+    try:
+        answer = await _call(desk, checked, permit)
+        await _settle(desk, checked, answer, permit)
+    finally:
+        desk.posting -= 1
+        desk.claimed.discard(checked.job.key)
+        desk.filled.set()
+
+
+async def _call(desk: Desk, checked: Checked, permit: Permit) -> Answer:
+    plan = desk.plans.get(checked.job.plan_id)
+    at = permit.at
+    if plan and plan.pace:
+        at = plan.pace.reserve(1, at)[0]
+    give_up = time.monotonic() + HORIZON + 5.0
+    while True:
+        await asyncio.sleep(at - time.monotonic())
+        late = desk.limiter.late(permit) if at == permit.at else time.monotonic() > at + 0.02
+        if not late:
+            break
+        if time.monotonic() > give_up or desk.stopping:
+            return Answer(effect=Effect.NOT_APPLIED, cause=Cause.NEVER_SENT, message="No permit in time.")
+        again = await desk.limiter.reserve(1, within=HORIZON)
+        if not again:
+            return Answer(effect=Effect.NOT_APPLIED, cause=Cause.NEVER_SENT, message="No permit in time.")
+        permit = again[0]
+        at = permit.at
+    return await desk.cloud.rebuild(
+        checked.job.server_id, checked.body, reimage_boot_volume=checked.reimage, ready=desk.lease.fresh
+    )
+
+
+async def _settle(desk: Desk, checked: Checked, answer: Answer, permit: Permit) -> None:
+    """Records the answer, then does what follows from it."""
+    job = checked.job
+    happened = happened_of(answer)
+    record = AttemptAnswer(
+        number=job.attempt + 1, classification=f"{answer.effect}/{answer.cause}", http_status=answer.http_status,
+        request_id=answer.request_id, cloud_date=answer.date, message=answer.message,
+    )  # fmt: skip
+    data = {"attempt": record.number, "http_status": answer.http_status, "request_id": answer.request_id}
+    state = await desk.happen(job, JobState.SENDING, happened, answer=record, data=data)
+    if state is JobState.REBUILDING:
+        desk.watched[job.server_id] = _watched(desk, checked, answer)
+    elif state is JobState.RESOLVING:
+        log.warning("answer_unknown", plan=str(job.plan_id), server=job.server_id, message=answer.message)
+        await desk.happen(job, JobState.RESOLVING, Happened(event=JobEvent.UNSETTLED, reason=happened.reason))
+    if answer.cause is Cause.THROTTLED:
+        await desk.limiter.throttled(answer.retry_after, permit.epoch)
+    elif answer.cause is Cause.TOKEN:
+        await desk.cloud.renew_token()
+
+
+def _watched(desk: Desk, checked: Checked, answer: Answer) -> Watched:
+    job, plan = checked.job, desk.plans.get(checked.job.plan_id)
+    expected: Expected = expected_of(checked.baseline, job.target_image, answer.date)
+    decided = desk.lease.now()
+    timeout = plan.policy.timeout if plan else 1800.0
+    return Watched(
+        job=job, state=JobState.REBUILDING, expected=expected, request_id=answer.request_id,
+        accepted_at=time.monotonic(), deadline_at=decided + timedelta(seconds=timeout),
+        canary=bool(plan and plan.waves > 1 and job.wave == 0),
+    )  # fmt: skip
+
+
+def happened_of(answer: Answer) -> Happened:
+    """What a classified answer means for a job that is `sending`."""
+    reason = Reason(code=answer.cause.value, message=answer.message or answer.cause.value.replace("_", " "))
+    fingerprint = f"{answer.cause}:{answer.http_status or 0}"
+    match answer.effect:
+        case Effect.APPLIED:
+            return Happened(event=JobEvent.ACCEPTED)
+        case Effect.UNKNOWN:
+            return Happened(event=JobEvent.UNKNOWN, cause=answer.cause, reason=Reason(code="unknown_answer", message=(
+                f"Whether the call took effect is not known: {answer.message or answer.cause}")))  # fmt: skip
+        case Effect.NOT_APPLIED:
+            match answer.cause:
+                case Cause.NEVER_SENT:
+                    event = JobEvent.NOT_SENT
+                case Cause.TOKEN | Cause.THROTTLED | Cause.BUSY:
+                    event = JobEvent.TURNED_AWAY
+                case _:
+                    event = JobEvent.NOT_APPLIED
+            return Happened(event=event, cause=answer.cause, reason=reason, fingerprint=fingerprint,
+                            retry_after=answer.retry_after)  # fmt: skip

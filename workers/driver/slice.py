@@ -1,0 +1,152 @@
+"""A slice: what one drive process does between two yield points. It takes leases up to its share of the projects."""
+
+import asyncio
+import math
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+
+import structlog
+from redis import asyncio as aioredis
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from orchestrator.clouds.pacing import make_redis
+from orchestrator.clouds.sign_in import TokenCache
+from orchestrator.errors import CloudError, LeaseLost
+from orchestrator.ledger import drive, tick
+from orchestrator.ledger.drive import DueProject
+from orchestrator.ledger.engine import open_engine
+from orchestrator.log import get_logger
+from workers.driver.lease import LeaseKeeper
+from workers.driver.project import drive_project
+
+log = get_logger(__name__)
+
+SLICE_SECONDS = 60.0
+HARD_CAP_SECONDS = 600.0
+LOOK_SECONDS = 1.0
+"""How often a drive process looks for projects without a driver: a killed one is replaced at its lease's end."""
+CLOUD_TROUBLE_SECONDS = 5.0
+"""A project whose cloud could not be signed in to is left alone for this long."""
+
+
+@dataclass
+class Slice:
+    """One drive process's work in one event loop; nothing of it crosses a fork or a loop but the tokens."""
+
+    engine: AsyncEngine
+    redis: aioredis.Redis
+    tokens: TokenCache
+    stop: asyncio.Event
+    name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    _running: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    _yields: dict[int, asyncio.Event] = field(default_factory=dict)
+    _not_before: dict[int, float] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Drives until stopped, or until the slice is over and another process should have its turn."""
+        began = time.monotonic()
+        try:
+            while not self.stop.is_set():
+                try:
+                    await self._look()
+                    if await self._over(time.monotonic() - began):
+                        break
+                except (DBAPIError, OSError, TimeoutError) as e:
+                    log.warning("ledger_trouble", error=str(e)[:200])
+                await _wait(self.stop, LOOK_SECONDS)
+        finally:
+            for event in self._yields.values():
+                event.set()
+            await asyncio.gather(*self._running.values(), return_exceptions=True)
+            await self._say_goodbye()
+
+    async def _look(self) -> None:
+        """Says that this process lives, and takes what nobody drives, up to its share."""
+        for project, task in list(self._running.items()):
+            if task.done():
+                del self._running[project], self._yields[project]
+                self._report(project, task)
+        async with self.engine.begin() as conn:
+            await tick.seen(conn, self.name, "drive")
+            due = await drive.due_projects(conn)
+            processes = await tick.living(conn, "drive")
+        share = math.ceil(len(due) / max(1, processes))
+        for project in due:
+            if len(self._running) >= share:
+                break
+            if project.driven or project.project in self._running:
+                continue
+            if time.monotonic() < self._not_before.get(project.project, 0.0):
+                continue
+            lease = await LeaseKeeper.take(self.engine, project.project, project.deployment, self.name)
+            if lease:
+                self._yields[project.project] = asyncio.Event()
+                self._running[project.project] = asyncio.create_task(self._drive(project, lease))
+
+    async def _drive(self, project: DueProject, lease: LeaseKeeper) -> None:
+        stop = self._yields[project.project]
+        try:
+            with structlog.contextvars.bound_contextvars(project=project.project, fence=lease.own.fence):
+                await drive_project(self.engine, self.redis, self.tokens, project, lease, stop)
+        finally:
+            await lease.give_back()
+
+    def _report(self, project: int, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        causes = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)
+        for cause in causes:
+            match cause:
+                case None:
+                    pass
+                case LeaseLost():
+                    log.warning("lease_lost", project=project)
+                case CloudError():
+                    self._not_before[project] = time.monotonic() + CLOUD_TROUBLE_SECONDS
+                    log.warning("cloud_trouble", project=project, error=cause.message)
+                case _:
+                    log.error("driver_failed", project=project, exc_info=cause)
+                    self._not_before[project] = time.monotonic() + 1.0
+
+    async def _over(self, seconds: float) -> bool:
+        """A yield point: leave only if somebody's project lacks a driver, or at the hard cap; never without a broker,
+        for nobody could be told to come back."""
+        if seconds < SLICE_SECONDS:
+            return False
+        try:
+            await self.redis.ping()
+        except (aioredis.RedisError, OSError):
+            return False
+        if seconds > HARD_CAP_SECONDS:
+            return True
+        async with self.engine.connect() as conn:
+            return any(not p.driven for p in await drive.due_projects(conn))
+
+    async def _say_goodbye(self) -> None:
+        try:
+            async with self.engine.begin() as conn:
+                await tick.gone(conn, self.name)
+        except (DBAPIError, OSError) as e:
+            log.warning("ledger_trouble", error=str(e)[:200])
+
+
+async def run_slice(database_url: str, redis_url: str, tokens: TokenCache, stop: asyncio.Event) -> None:
+    """Opens what a slice needs, in this loop, runs it, and closes everything."""
+    redis = make_redis(redis_url)
+    try:
+        async with open_engine(database_url, name="rebuild-drive", pool_size=8) as engine:
+            await Slice(engine=engine, redis=redis, tokens=tokens, stop=stop).run()
+    finally:
+        await redis.aclose()
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,147 @@
+"""Watching: one poll for the whole project tells which rebuilds have ended; the rest gets a look of its own."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from orchestrator.clouds.protocol import Server
+from orchestrator.domain.completion import Ending, Expected, Judgement, Sight, judge, sight
+from orchestrator.domain.decide import Happened, Reason
+from orchestrator.domain.lifecycle import JobEvent
+from orchestrator.domain.states import JobState
+from orchestrator.errors import CloudError, CloudThrottled
+from orchestrator.log import get_logger
+from workers.driver.desk import Desk, Watched
+from workers.driver.mirror import FULL_SECONDS
+
+log = get_logger(__name__)
+
+SHORTEST, LONGEST = 0.8, 8.0
+"""Bounds of the time between two polls, in seconds: never idle, never older than a check may use."""
+LOOK_AGAIN = 5.0
+"""Seconds between two looks at one server."""
+LOOKS_AT_ONCE = 8
+OVERDUE = 4.0
+"""A rebuild that takes this many times as long as usual gets a look of its own."""
+
+
+def expected_of(baseline: Mapping[str, Any], target_image: str, accepted: datetime | None) -> Expected:
+    """How a server should look when its rebuild is done. A server in ERROR comes back ACTIVE (nova-facts, 4)."""
+    launched = baseline.get("launched_at")
+    return Expected(
+        status="SHUTOFF" if baseline.get("status") == "SHUTOFF" else "ACTIVE",
+        image=target_image,
+        launched_before=datetime.fromisoformat(launched) if launched else None,
+        accepted_at=accepted,
+    )
+
+
+async def watch_forever(desk: Desk, looks: asyncio.TaskGroup) -> None:
+    """Polls until cancelled; adaptive: often only when answers are near."""
+    places = asyncio.Semaphore(LOOKS_AT_ONCE)
+    while True:
+        began = time.monotonic()
+        try:
+            if began > desk.mirror.full_at + FULL_SECONDS:
+                seen = await desk.mirror.read_all()
+            elif desk.watched or desk.unchecked or desk.ready:
+                seen = await desk.mirror.read_changes()
+            else:
+                seen = []
+            await _judge_all(desk, seen, began)
+            await _look_where_needed(desk, looks, places)
+        except CloudThrottled as e:
+            await asyncio.sleep(min(30.0, e.retry_after or 2.0))
+        except CloudError as e:
+            log.warning("poll_failed", project=desk.own.project, error=e.message)
+            await asyncio.sleep(1.0)
+        await _overdue(desk)
+        await asyncio.sleep(max(0.05, began + _interval(desk) - time.monotonic()))
+
+
+def _interval(desk: Desk) -> float:
+    """Seconds from one poll's begin to the next: a fraction of what a rebuild takes, as soon as ends are near."""
+    usual = desk.rebuild_seconds
+    if not desk.watched or usual is None:
+        return SHORTEST
+    oldest = min(w.accepted_at for w in desk.watched.values())
+    until_due = oldest + 0.8 * usual - time.monotonic()
+    return min(LONGEST, max(SHORTEST, 0.1 * usual, min(until_due, LONGEST / 2)))
+
+
+async def _judge_all(desk: Desk, seen: list[Server], began: float) -> None:
+    for server in seen:
+        watched = desk.watched.get(server.id)
+        # A view from before the 202 still shows the old life, and looks like a rebuild that failed early.
+        if watched is None or watched.looking or began <= watched.accepted_at:
+            continue
+        if sight(watched.expected, server) is Sight.DONE and not watched.canary:
+            await _done(desk, watched)
+
+
+async def _look_where_needed(desk: Desk, looks: asyncio.TaskGroup, places: asyncio.Semaphore) -> None:
+    now = time.monotonic()
+    patience = max(10.0, OVERDUE * (desk.rebuild_seconds or 30.0))
+    for watched in list(desk.watched.values()):
+        if watched.looking or now < watched.looked_at + LOOK_AGAIN:
+            continue
+        view = desk.mirror.view(watched.job.server_id)
+        seen_since = view is not None and view.seen_at > watched.accepted_at
+        ended = seen_since and view is not None and (
+            view.server is None or sight(watched.expected, view.server) is not Sight.UNDER_WAY)  # fmt: skip
+        if ended or now > max(watched.accepted_at, watched.looked_at) + patience:
+            watched.looking = True
+            looks.create_task(_look(desk, watched, places))
+
+
+async def _look(desk: Desk, watched: Watched, places: asyncio.Semaphore) -> None:
+    """One read of the server and one of the call's action."""
+    async with places:
+        try:
+            view = await desk.mirror.read_one(watched.job.server_id)
+            action = None
+            if watched.request_id:
+                action = await desk.cloud.get_action(watched.job.server_id, watched.request_id)
+            await _apply(desk, watched, judge(watched.expected, view.server, action))
+        except CloudError as e:
+            log.warning("look_failed", server=watched.job.server_id, error=e.message)
+        finally:
+            watched.looking, watched.looked_at = False, time.monotonic()
+
+
+async def _apply(desk: Desk, watched: Watched, judgement: Judgement) -> None:
+    match judgement.ending:
+        case Ending.UNDER_WAY:
+            return
+        case Ending.DONE:
+            await _done(desk, watched)
+            return
+        case Ending.FAILED:
+            event = JobEvent.REBUILD_FAILED
+        case Ending.GONE:
+            event = JobEvent.GONE
+    del desk.watched[watched.job.server_id]
+    await desk.happen(watched.job, watched.state,
+                      Happened(event=event, reason=judgement.reason, fingerprint=judgement.fingerprint))  # fmt: skip
+
+
+async def _done(desk: Desk, watched: Watched) -> None:
+    """Attested by image and boot: verified, since this plan asks for nothing more."""
+    del desk.watched[watched.job.server_id]
+    took = time.monotonic() - watched.accepted_at
+    desk.rebuild_seconds = took if desk.rebuild_seconds is None else 0.9 * desk.rebuild_seconds + 0.1 * took
+    await desk.happen(watched.job, watched.state, Happened(event=JobEvent.REBUILT), data={"seconds": round(took, 1)})
+    await desk.happen(watched.job, JobState.VERIFYING, Happened(event=JobEvent.VERIFIED))
+
+
+async def _overdue(desk: Desk) -> None:
+    """Past its deadline a job is stuck; it stays watched."""
+    now = desk.lease.now()
+    for watched in list(desk.watched.values()):
+        if watched.state is JobState.REBUILDING and now > watched.deadline_at and not watched.looking:
+            reason = Reason(code="timeout", message="No end was seen within failure.timeout; it is still watched.")
+            await desk.happen(watched.job, watched.state,
+                              Happened(event=JobEvent.DEADLINE, reason=reason, fingerprint="timeout"))  # fmt: skip
+            watched.state = JobState.STUCK
