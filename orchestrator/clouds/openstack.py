@@ -87,6 +87,10 @@ class OpenStackCloud:
             self._microversions = await self._discover(signed)
         return signed.project
 
+    def pace_reads(self, reads: Limiter) -> None:
+        """The limiter for reads from now on; its key needs the project, which is known after the sign-in."""
+        self._reads = reads
+
     async def renew_token(self) -> None:
         """See the protocol."""
         self._signed = await self._tokens.renew(self._config, self._signed)

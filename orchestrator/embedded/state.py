@@ -46,21 +46,22 @@ class StateLock:
         """Takes the lock, and the folder is made (0700) where it is missing. Blocks only while the holder named in it
         is dead and its servers are still being stopped.
 
-        Raises `StateFolderBusy` at once when the holder lives, and `EmbeddedFailed` for a folder that can't be used.
+        Raises `StateFolderBusy` within a second when the holder lives, and `EmbeddedFailed` for a folder that can't be used.
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as e:
             raise EmbeddedFailed(f"the state folder {self.path.parent} can't be used: {e.strerror}") from e
-        deadline = time.monotonic() + wait_seconds
+        begin = time.monotonic()
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
-                if _alive(holder) or time.monotonic() > deadline:
+                # A process that was just killed may still show for a moment.
+                if time.monotonic() - begin > (0.5 if _alive(holder) else wait_seconds):
                     os.close(fd)
                     raise StateFolderBusy(
                         f"the state folder {self.path.parent} is in use by process {holder or 'unknown'}: "
@@ -80,15 +81,16 @@ class StateLock:
 
 
 def _alive(pid: str) -> bool:
+    """Whether that process runs; one that has ended and waits to be collected (a zombie) does not."""
     if not pid.isdigit():
         return False
     try:
         os.kill(int(pid), 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except (OSError, IndexError):
         return True
-    return True
 
 
 def server_user(state_dir: Path) -> ServerUser:

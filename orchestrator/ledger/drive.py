@@ -199,12 +199,18 @@ async def figures(conn: AsyncConnection, plans: Sequence[DrivenPlan]) -> dict[UU
     return {
         p.id: PlanFigures(
             status=p.status, current_wave=p.current_wave, waves=waves[p.id], max_in_flight=p.max_in_flight,
-            max_errors=p.max_errors, same_cause=p.spec.get("failure", {}).get("same_cause"), causes=causes[p.id],
+            max_errors=p.max_errors, same_cause=_same_cause(p, waves[p.id]), causes=causes[p.id],
             acknowledged_failures=p.acknowledged_failures, acknowledged_unresolved=p.acknowledged_unresolved,
             outside_failures=sum(counts[p.id][NO_WAVE].get(s, 0) for s in (JobState.REFUSED, JobState.FAILED)),
         )
         for p in plans
     }  # fmt: skip
+
+
+def _same_cause(plan: DrivenPlan, waves: Sequence[WaveFigures]) -> int | None:
+    """The plan's `same_cause`; off at 0, and for fewer than three servers."""
+    threshold: int = plan.spec.get("failure", {}).get("same_cause", 0)
+    return threshold if threshold and sum(w.size for w in waves) >= 3 else None
 
 
 JOB_FIELDS = """j.plan_id, j.ord, j.server_id, j.state, j.wave, j.overrides, j.target_image, j.attempts, j.refusals,

@@ -14,7 +14,6 @@ from orchestrator.ledger.sql import copy_in
 from orchestrator.ledger.tables import NO_WAVE, Plan
 from orchestrator.ledger.transitions import NewEvent, add_counts, append_events
 
-
 TargetRow = tuple[str | None, str | None, str | None]
 """A target named one by one: server id or else the name to find, and its overrides as JSON text. No class, since there
 may be 100,000 of them."""

@@ -126,7 +126,7 @@ class RehearsalCloud:
         self.hosts = Hosts(config, self.images, self.account, self.rng)
         self.servers: dict[str, Server] = {}
         self.order: list[Server] = []
-        """As lists show them: created, then id, both descending; deleted ones too."""
+        """As lists show them: created, then number, both descending; deleted ones too."""
         self.rank: dict[str, int] = {}
         self._boot()
 
@@ -208,14 +208,13 @@ class RehearsalCloud:
         self.timeline.start(server, course, caller.now)
 
     def lock(self, caller: Caller, server: Server, *, locked: bool, reason: str | None = None) -> None:
-        """Locks or unlocks; `updated` moves only where that changed (seen on Zed)."""
+        """Locks or unlocks. `updated` moves with every unlock; a second lock changes nothing (seen on Zed)."""
         action = self.record(caller, server, "lock" if locked else "unlock")
         event = action.begin("api_lock" if locked else "api_unlock", caller.now, server.host_id)
         action.end(event, caller.now)
-        if server.locked != locked:
+        if not (locked and server.locked):
+            server.locked, server.locked_reason = locked, reason
             server.touch(caller.now)
-        server.locked, server.locked_reason = locked, reason
-        server.forget_view()
 
     def reset_state(self, caller: Caller, server: Server, state: VmState) -> None:
         """An admin's way out of a stuck state."""
@@ -324,6 +323,7 @@ class RehearsalCloud:
             created = float(began + index // 10)
             vm_state = VmState(what) if what in ("stopped", "paused", "error") else VmState.ACTIVE
             server = Server(
+                number=index,
                 id=stable_id("server", config.seed, index),
                 name=name,
                 hostname=re.sub(r"[^a-z0-9-]", "-", name.lower()),
@@ -375,7 +375,7 @@ class RehearsalCloud:
         for server in servers:
             self.servers[server.id] = server
             self.account.servers[server.id] = ServerAccount(name=server.name)
-        self.order = sorted(self.servers.values(), key=lambda s: (int(s.created), s.id), reverse=True)
+        self.order = sorted(self.servers.values(), key=lambda s: (int(s.created), s.number), reverse=True)
         self.rank = {s.id: at for at, s in enumerate(self.order)}
 
 

@@ -29,12 +29,12 @@ KNOWN = frozenset({
 """The query parameters that 2.75 takes; any other is 400 there, and ignored before."""
 
 _SORT: dict[str, Callable[[Server], object]] = {
-    "created_at": lambda s: (int(s.created), s.id),
-    "updated_at": lambda s: (int(s.updated), s.id),
-    "launched_at": lambda s: (int(s.launched_at), s.id),
-    "display_name": lambda s: (s.name, s.id),
+    "created_at": lambda s: (int(s.created), s.number),
+    "updated_at": lambda s: (int(s.updated), s.number),
+    "launched_at": lambda s: (int(s.launched_at), s.number),
+    "display_name": lambda s: (s.name, s.number),
     "uuid": lambda s: s.id,
-    "vm_state": lambda s: (s.vm_state, s.id),
+    "vm_state": lambda s: (s.vm_state, s.number),
 }
 
 
@@ -54,10 +54,10 @@ def page(cloud: RehearsalCloud, caller: Caller, query: Query) -> tuple[list[Serv
                     break
     if not limit or len(found) < limit:
         return found, None
-    kept = {k: v for k, v in query.items() if k != "marker"}
-    # The real Nova keeps only the last of a repeated parameter in its link, and so does this one: a client that
-    # follows `servers_links` with two `status=` loses the first filter.
-    return found, urlencode([*sorted(kept.items()), ("marker", found[-1].id)])
+    # The real Nova keeps one value of a repeated parameter in its link, the greatest, and so does this one: a client
+    # that follows `servers_links` of two `status=` loses the other filter.
+    kept = {k: v for k, v in sorted(query.items()) if k != "marker"}
+    return found, urlencode([*kept.items(), ("marker", found[-1].id)])
 
 
 def _limit(cloud: RehearsalCloud, query: Query) -> int:
@@ -111,7 +111,7 @@ def _tests(cloud: RehearsalCloud, caller: Caller, query: Query) -> tuple[list[Te
     if before is not None:
         tests.append(lambda s: int(s.updated) <= before)
     tests += _status(caller, query)
-    tests += _plain(query)
+    tests += _plain(caller, query)
     if minor >= 26:
         tests += _tags(query)
     if minor >= 73 and "locked" in query:
@@ -143,12 +143,12 @@ def _status(caller: Caller, query: Query) -> list[Test]:
     return [lambda s: s.status in wanted or STATUS[s.vm_state] in wanted]
 
 
-def _plain(query: Query) -> list[Test]:
+def _plain(caller: Caller, query: Query) -> list[Test]:
     tests: list[Test] = []
     if "name" in query:
         pattern = _pattern("name", query["name"])
         tests.append(lambda s: pattern.search(s.name) is not None)
-    if "hostname" in query:
+    if "hostname" in query and (caller.minor >= 90 or caller.is_admin):
         host = _pattern("hostname", query["hostname"])
         tests.append(lambda s: host.search(s.hostname) is not None)
     if "ip" in query:
@@ -156,13 +156,16 @@ def _plain(query: Query) -> list[Test]:
         tests.append(lambda s: s.address is not None and address.search(s.address) is not None)
     exact: dict[str, Callable[[Server], object]] = {
         "image": lambda s: None if s.volume is not None else s.image,
-        "availability_zone": lambda s: s.zone,
-        "vm_state": lambda s: s.vm_state,
-        "task_state": lambda s: s.task,
-        "user_id": lambda s: s.user_id,
-        "key_name": lambda s: s.key_name,
         "flavor": lambda _: FLAVOR_ID,
     }
+    if caller.minor >= 83 or caller.is_admin:
+        exact |= {
+            "availability_zone": lambda s: s.zone,
+            "vm_state": lambda s: s.vm_state,
+            "task_state": lambda s: s.task,
+            "user_id": lambda s: s.user_id,
+            "key_name": lambda s: s.key_name,
+        }
     for key, value_of in exact.items():
         if key in query:
             wanted = query[key]

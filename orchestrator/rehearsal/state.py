@@ -136,6 +136,8 @@ class Fault:
 class Server:
     """One server. Change it through its methods or call `touch`/`forget_view`, else lists go on showing the old one."""
 
+    number: int
+    """The row's number in Nova's database: never shown, yet it orders servers of the same second."""
     id: str
     name: str
     project_id: str

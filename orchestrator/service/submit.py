@@ -77,8 +77,10 @@ async def submit(deps: Deps, principal: Principal, body: bytes, *, idempotency_k
             await insert_plan(conn, plan)
             view = await _view(deps, conn, plan.id)
     except IntegrityError:
-        earlier = idempotency_key and await _earlier(deps, principal, idempotency_key, document.sha256)
-        if not earlier:
+        if idempotency_key is None:
+            raise
+        earlier = await _earlier(deps, principal, idempotency_key, document.sha256)
+        if earlier is None:
             raise
         return Submission(plan=earlier, created=False)
     await deps.hints.prepare(plan.id)

@@ -15,6 +15,8 @@ class Connection:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     received: bytearray = field(default_factory=bytearray)
+    ended: bool = False
+    """Whether the script is done with it: nothing more is received."""
 
     async def request(self) -> bytes:
         """Reads one whole request with its body; empty at the end of the connection."""
@@ -70,10 +72,11 @@ async def raw_server(script: Script) -> AsyncIterator[RawServer]:
         connections.append(connection)
         try:
             await script(connection)
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             connection.received += reader._buffer  # type: ignore[attr-defined]  # what nobody read counts too
+            connection.ended = True
             writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)

@@ -12,6 +12,7 @@ from orchestrator.clouds.protocol import Cause, Effect
 
 SID = "80eaeaa4-5441-4574-9e7c-363513d1c508"
 APPLIED, NO, OPEN = Effect.APPLIED, Effect.NOT_APPLIED, Effect.UNKNOWN
+REBUILD = "Invalid input for field/attribute rebuild. Value: {'adminPass': 'hunter2', 'colour': 1}."
 DATE = "Mon, 23 Nov 2026 10:00:00 GMT"
 
 
@@ -110,16 +111,8 @@ def test_the_servers_secrets_of_a_202_are_not_kept() -> None:
 @pytest.mark.parametrize(
     ("message", "kept"),
     [
-        (
-            "Invalid input for field/attribute rebuild. Value: {'adminPass': 'hunter2', 'colour': 1}. Additional "
-            + "properties are not allowed ('colour' was unexpected)",
-            "('colour' was unexpected)",
-        ),
-        (
-            "Invalid input for field/attribute rebuild. Value: {'adminPass': 'hunter2'}. 'imageRef' is a required "
-            + "property",
-            "'imageRef' is a required property",
-        ),
+        (f"{REBUILD} Additional properties are not allowed ('colour' was unexpected)", "('colour' was unexpected)"),
+        (f"{REBUILD} 'imageRef' is a required property", "'imageRef' is a required property"),
         (
             "Invalid input for field/attribute user_data. Value: hunter2. 'hunter2' is not a 'base64'",
             "The value is not a 'base64'",

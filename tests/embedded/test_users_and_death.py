@@ -1,5 +1,7 @@
 """Facts about who the servers run as, and that none is left when their parent is killed."""
 
+# ruff: noqa: ASYNC240  # these tests look at files and processes; their loop has nothing else to run
+
 import asyncio
 import os
 import shutil

@@ -1,18 +1,16 @@
 """Checking: the last look at a server before its disk is wiped."""
 
-import hashlib
 from collections.abc import Sequence
 
-from orchestrator.domain.request import RequestInvalid, build_body, matches_request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from orchestrator.clouds.config import CloudSettings
-from orchestrator.clouds.protocol import Server
 from orchestrator.domain.causes import Cause
 from orchestrator.domain.decide import Happened, Reason
 from orchestrator.domain.lifecycle import JobEvent
-from orchestrator.domain.spec import PlanSpec
+from orchestrator.domain.request import RequestInvalid, body_sha256, build_body, matches_request
+from orchestrator.domain.spec import Overrides
 from orchestrator.domain.states import JobState
+from orchestrator.domain.verdict import ALREADY_THERE, busy, refusal
 from orchestrator.errors import CloudError
 from orchestrator.ledger.drive import ClaimedJob
 from orchestrator.ledger.prepare import last_rebuild_states
@@ -21,45 +19,6 @@ from workers.driver.desk import Checked, Desk
 from workers.driver.mirror import FEW, FRESH_SECONDS, View
 
 log = get_logger(__name__)
-
-REBUILDABLE = frozenset({"ACTIVE", "SHUTOFF", "ERROR"})
-"""Statuses that Nova rebuilds from (nova-facts, 4)."""
-STANDING = frozenset({"PAUSED", "SUSPENDED", "RESCUE", "SHELVED", "SHELVED_OFFLOADED", "DELETED", "SOFT_DELETED"})
-"""Statuses that won't change by themselves; all others pass."""
-
-
-def refusal(server: Server | None, project_id: str, settings: CloudSettings, spec: PlanSpec) -> Reason | None:
-    """Why a server can't or must not be rebuilt, whatever the plan says; None: nothing speaks against it."""
-    if server is None or server.status in ("DELETED", "SOFT_DELETED"):
-        return Reason(code="unknown_server", message="The cloud has no such server in this project.")
-    if server.project_id is not None and server.project_id != project_id:
-        return Reason(code="other_project", message="The server belongs to another project.")
-    if server.locked:
-        return Reason(code="locked", message="The server is locked; unlock it first (openstack server unlock).")
-    for key, value in settings.protect.metadata.items():
-        if server.metadata.get(key) == value:
-            return Reason(code="protected", message=f"The cloud's settings protect servers with {key}={value}.")
-    for tag in settings.protect.tags:
-        if tag in server.tags:
-            return Reason(code="protected", message=f"The cloud's settings protect servers tagged {tag}.")
-    if server.status == "ERROR" and not settings.error_rebuild:
-        return Reason(code="error_status", message="The server is in ERROR, which this cloud can't rebuild.")
-    if server.status in STANDING:
-        message = f"The server is {server.status}; only ACTIVE, SHUTOFF and ERROR can be rebuilt."
-        return Reason(code="wrong_state", message=message)
-    if server.volume_booted and not spec.rebuild.reimage_boot_volume:
-        return Reason(code="volume_booted", message=(
-            "The server boots from a volume, which a plain rebuild leaves as it is; "
-            "consent to losing the volume's data with rebuild.reimage_boot_volume: true."))  # fmt: skip
-    return None
-
-
-def busy(server: Server) -> Reason | None:
-    """What the server is at just now; None: it is free."""
-    if server.task_state is None and server.status in REBUILDABLE:
-        return None
-    doing = server.task_state or server.status
-    return Reason(code="busy", message=f"The server is at something else ({doing}).")
 
 
 def baseline_of(view: View) -> dict[str, object]:
@@ -77,7 +36,12 @@ def baseline_of(view: View) -> dict[str, object]:
     }
 
 
-async def check_batch(desk: Desk, jobs: Sequence[ClaimedJob], project_id: str) -> None:
+def overrides_of(job: ClaimedJob) -> Overrides | None:
+    """What the job's server gets otherwise than the plan says."""
+    return Overrides.model_validate(job.overrides) if job.overrides else None
+
+
+async def check_batch(desk: Desk, jobs: Sequence[ClaimedJob]) -> None:
     """Checks claimed jobs against fresh views: they become ready, skipped, refused, or pending again."""
     try:
         await _freshen(desk, [j.server_id for j in jobs])
@@ -87,16 +51,13 @@ async def check_batch(desk: Desk, jobs: Sequence[ClaimedJob], project_id: str) -
             await _let_go(desk, job, Happened(event=JobEvent.POSTPONE, retry_after=5.0,
                                               reason=Reason(code=e.code, message=e.message)))  # fmt: skip
         return
-    candidates = [job for job in jobs if await _passes(desk, job, project_id)]
+    candidates = [job for job in jobs if await _passes(desk, job)]
     done = await _already_there(desk, candidates)
     for job in candidates:
         if job.server_id in done:
             await _let_go(desk, job, Happened(event=JobEvent.SKIP, reason=ALREADY_THERE))
         else:
             await _make_ready(desk, job)
-
-
-ALREADY_THERE = Reason(code="already_there", message="The server already is as the plan wants it.")
 
 
 async def _freshen(desk: Desk, server_ids: Sequence[str]) -> None:
@@ -113,12 +74,12 @@ async def _freshen(desk: Desk, server_ids: Sequence[str]) -> None:
                 await mirror.read_one(i)
 
 
-async def _passes(desk: Desk, job: ClaimedJob, project_id: str) -> bool:
+async def _passes(desk: Desk, job: ClaimedJob) -> bool:
     view, plan = desk.mirror.view(job.server_id), desk.plans.get(job.plan_id)
     if plan is None or view is None:
         await _let_go(desk, job, Happened(event=JobEvent.POSTPONE))
         return False
-    if reason := refusal(view.server, project_id, desk.settings, plan.spec):
+    if reason := refusal(view.server, desk.limits, reimage_boot_volume=plan.spec.rebuild.reimage_boot_volume):
         await _let_go(desk, job, Happened(event=JobEvent.REFUSE, reason=reason))
         return False
     assert view.server is not None  # noqa: S101  refusal() has said so
@@ -136,7 +97,7 @@ async def _already_there(desk: Desk, jobs: Sequence[ClaimedJob]) -> set[str]:
     for job in jobs:
         view, plan = desk.mirror.view(job.server_id), desk.plans[job.plan_id]
         if job.attempt == 0 and plan.spec.skip_matching and view and view.server and matches_request(
-            plan.spec.rebuild, job.overrides, view.server, job.target_image
+            plan.spec.rebuild, overrides_of(job), view.server, job.target_image
         ):  # fmt: skip
             alike.append(job.server_id)
     return await _last_succeeded(desk.engine, desk.own.deployment, alike)
@@ -155,14 +116,13 @@ async def _make_ready(desk: Desk, job: ClaimedJob) -> None:
     assert view is not None  # noqa: S101  _passes() has said so
     assert view.server is not None  # noqa: S101  _passes() has said so
     try:
-        body = build_body(plan.spec.rebuild, job.overrides, view.server, job.target_image,
-                          user_data=plan.row.user_data)  # fmt: skip
+        body = build_body(plan.spec.rebuild, overrides_of(job), view.server, job.target_image)  # fmt: skip
     except RequestInvalid as e:
         await _let_go(desk, job, Happened(event=JobEvent.REFUSE, reason=Reason(code=e.code, message=e.message)))
         return
     desk.ready.append(
         Checked(job=job, server=view.server, baseline=baseline_of(view), body=body,
-                body_sha256=hashlib.sha256(body).hexdigest(), reimage=view.server.volume_booted,
+                body_sha256=body_sha256(body), reimage=view.server.volume_booted,
                 epoch=plan.row.go_epoch)
     )  # fmt: skip
     desk.filled.set()

@@ -17,6 +17,7 @@ from orchestrator.domain.completion import Expected
 from orchestrator.domain.decide import FailurePolicy, Happened, Tried, decide
 from orchestrator.domain.spec import PlanSpec
 from orchestrator.domain.states import JobState, PlanStatus
+from orchestrator.domain.verdict import Limits
 from orchestrator.ledger.drive import ClaimedJob, DrivenPlan, Ownership
 from orchestrator.ledger.transitions import AttemptAnswer, JobChange, JobKey
 from workers.driver.lease import LeaseKeeper
@@ -79,6 +80,7 @@ class Desk:
     cloud: Cloud
     settings: CloudSettings
     own: Ownership
+    limits: Limits
     lease: LeaseKeeper
     limiter: Limiter
     mirror: Mirror

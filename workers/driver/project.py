@@ -10,20 +10,18 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator.clouds.config import load_cloud
-from orchestrator.clouds.factory import open_cloud, pace_key
-from orchestrator.clouds.openstack import OpenStackCloud
+from orchestrator.clouds.factory import pace_key
 from orchestrator.clouds.pacing import Limiter, LocalPace
-from orchestrator.clouds.protocol import Project
 from orchestrator.clouds.sign_in import TokenCache
 from orchestrator.domain.decide import FailurePolicy, Happened, Reason
 from orchestrator.domain.lifecycle import JobEvent
-from orchestrator.domain.spec import PlanSpec, parse_stored
+from orchestrator.domain.spec import PlanSpec
 from orchestrator.domain.states import JobState
-from orchestrator.errors import CloudError
-from orchestrator.ledger import drive, prepare
+from orchestrator.ledger import drive
 from orchestrator.ledger.drive import ClaimedJob, DueProject
 from orchestrator.ledger.transitions import JobChange
 from orchestrator.log import get_logger
+from workers.cloud import limits_of, signed_in
 from workers.driver.check import check_batch
 from workers.driver.claim import claim_forever
 from workers.driver.desk import Desk, LivePlan, Watched
@@ -65,41 +63,18 @@ async def drive_project(
     Raises `LeaseLost`; `CloudError` where the cloud can't be signed in to.
     """
     config = load_cloud(due.cloud)
-    async with _signed_in(engine, config.name, open_cloud(config, tokens)) as (cloud, project):
+    async with signed_in(engine, redis, config, tokens) as (cloud, project):
         async with engine.connect() as conn:
             rate, seconds = await drive.project_learned(conn, due.project)
         settings = config.settings
         writes = Limiter(redis, pace_key(project, "write"), settings.write_rate, learned=rate)
-        cloud.pace_reads(Limiter(redis, pace_key(project, "read"), settings.read_rate))
         desk = Desk(
             engine=engine, cloud=cloud, settings=settings, own=lease.own, lease=lease, limiter=writes,
+            limits=limits_of(settings, project.project_id),
             mirror=Mirror(cloud=cloud), recorder=None, rebuild_seconds=seconds,  # type: ignore[arg-type]
         )  # fmt: skip
         desk.recorder = Recorder(engine=engine, own=lease.own, recorded=_recorded(desk), dropped=_dropped(desk))
-        await _run(desk, project, stop)
-
-
-class _signed_in:  # noqa: N801  a context manager reads as a verb
-    """Signs in, notes in the ledger how that went, and closes the cloud at the end."""
-
-    def __init__(self, engine: AsyncEngine, name: str, cloud: OpenStackCloud) -> None:
-        self._engine, self._name, self._cloud = engine, name, cloud
-
-    async def __aenter__(self) -> tuple[OpenStackCloud, Project]:
-        try:
-            project = await self._cloud.sign_in()
-        except CloudError as e:
-            await self._cloud.close()
-            async with self._engine.begin() as conn:
-                await prepare.note_cloud(conn, self._name, project=None, error=e.message)
-            raise
-        async with self._engine.begin() as conn:
-            await prepare.note_project(conn, self._name, deployment=project.deployment, region=project.region,
-                                       project_id=project.project_id)  # fmt: skip
-        return self._cloud, project
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._cloud.close()
+        await _run(desk, stop)
 
 
 def _recorded(desk: Desk) -> Callable[[JobChange], None]:
@@ -118,7 +93,7 @@ def _dropped(desk: Desk) -> Callable[[JobChange], None]:
     return dropped
 
 
-async def _run(desk: Desk, project: Project, stop: asyncio.Event) -> None:
+async def _run(desk: Desk, stop: asyncio.Event) -> None:
     await _reload(desk)
     taken_over = await _take_over(desk)
     log.info("driver_started", project=desk.own.project, fence=desk.own.fence, plans=len(desk.plans),
@@ -129,7 +104,7 @@ async def _run(desk: Desk, project: Project, stop: asyncio.Event) -> None:
             loops.create_task(desk.recorder.run()),
             loops.create_task(_persist(desk, lambda: _publish_forever(desk))),
             loops.create_task(_persist(desk, lambda: claim_forever(desk, _reload))),
-            loops.create_task(_persist(desk, lambda: _check_forever(desk, project.project_id))),
+            loops.create_task(_persist(desk, lambda: _check_forever(desk))),
             loops.create_task(_persist(desk, lambda: watch_forever(desk, calls))),
             loops.create_task(_persist(desk, lambda: send_forever(desk, calls))),
         ]
@@ -184,7 +159,7 @@ async def _reload(desk: Desk) -> None:
     plans: dict[Any, LivePlan] = {}
     for plan_id, row in rows.items():
         old = desk.plans.get(plan_id)
-        spec = old.spec if old else parse_stored(row.spec)
+        spec = old.spec if old else PlanSpec.read_stored(row.spec, row.user_data)
         pace = old.pace if old and old.row.rate == row.rate else (LocalPace(row.rate) if row.rate else None)
         plans[plan_id] = LivePlan(row=row, spec=spec, policy=policy_of(spec), pace=pace, waves=len(spec.rollout.waves))
     desk.plans = plans
@@ -234,11 +209,11 @@ def _adopted(desk: Desk, job: ClaimedJob, now: float) -> Watched:
     )  # fmt: skip
 
 
-async def _check_forever(desk: Desk, project_id: str) -> None:
+async def _check_forever(desk: Desk) -> None:
     while True:
         if desk.unchecked and not desk.stopping:
             batch = [desk.unchecked.popleft() for _ in range(min(CHECK_BATCH, len(desk.unchecked)))]
-            await check_batch(desk, batch, project_id)
+            await check_batch(desk, batch)
             continue
         desk.filled.clear()
         try:

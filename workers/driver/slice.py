@@ -65,10 +65,10 @@ class Slice:
 
     async def _look(self) -> None:
         """Says that this process lives, and takes what nobody drives, up to its share."""
-        for project, task in list(self._running.items()):
+        for ended, task in list(self._running.items()):
             if task.done():
-                del self._running[project], self._yields[project]
-                self._report(project, task)
+                del self._running[ended], self._yields[ended]
+                self._report(ended, task)
         async with self.engine.begin() as conn:
             await tick.seen(conn, self.name, "drive")
             due = await drive.due_projects(conn)

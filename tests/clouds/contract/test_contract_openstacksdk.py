@@ -16,8 +16,9 @@ async def test_openstacksdk_lists_rebuilds_and_waits(api: Api, server: Document,
             names = [s.name for s in connection.compute.servers()]
             image = connection.image.get_image(other_image)
             begun = connection.compute.rebuild_server(server["id"], image=image.id)
+            status = begun.status
             done = connection.compute.wait_for_server(begun, status="ACTIVE", interval=0.1, wait=PATIENCE)
-            return names, begun.status, done.status, done.image.id
+            return names, status, done.status, done.image.id
 
     names, begun, done, image_id = await asyncio.to_thread(with_the_sdk)
     assert server["name"] in names

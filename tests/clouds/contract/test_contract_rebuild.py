@@ -30,7 +30,7 @@ ANSWERS = [
 
 @pytest.mark.parametrize(("version", "there", "not_there"), ANSWERS, ids=[a[0] for a in ANSWERS])
 async def test_the_202_shows_the_server_as_its_microversion_does(
-    api: Api, server: Document, other_image: str, version: str, there: set[str], not_there: set[str]
+    api: Api, server: Document, other_image: str, *, version: str, there: set[str], not_there: set[str]
 ) -> None:
     answer = await api.rebuild(server["id"], version=version, imageRef=other_image)
     assert answer.status == 202

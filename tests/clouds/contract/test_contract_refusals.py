@@ -40,7 +40,11 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("2.73", {"metadata": {"k": 1}}, _field("k", 1, "1 is not of type 'string'")),
     ("2.73", {"metadata": {"k": None}}, _field("k", None, "None is not of type 'string'")),
     ("2.73", {"metadata": {"k": LONG}}, _field("k", LONG, f"'{LONG}' is too long")),
-    ("2.73", {"OS-DCF:diskConfig": "auto"}, _field("OS-DCF:diskConfig", "auto", "'auto' is not one of ['AUTO', 'MANUAL']")),
+    (
+        "2.73",
+        {"OS-DCF:diskConfig": "auto"},
+        _field("OS-DCF:diskConfig", "auto", "'auto' is not one of ['AUTO', 'MANUAL']"),
+    ),
     ("2.73", {"accessIPv4": "x"}, _field("accessIPv4", "x", "'x' is not a 'ipv4'")),
     ("2.73", {"adminPass": 5}, _field("adminPass", 5, "5 is not of type 'string'")),
     ("2.73", {"description": 5}, _field("description", 5, "5 is not of type 'string', 'null'")),
@@ -54,12 +58,12 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
         {"hostname": "x_yz"},
         _field("hostname", "x_yz", "'x_yz' does not match '^[a-zA-Z0-9]+[a-zA-Z0-9-]*[a-zA-Z0-9]+$'"),
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("version", "fields", "message"), FIELDS, ids=[str(f[1])[:50] for f in FIELDS])
 async def test_a_wrong_field_is_400(
-    api: Api, server: Document, other_image: str, version: str, fields: dict[str, Any], message: str
+    api: Api, server: Document, other_image: str, *, version: str, fields: dict[str, Any], message: str
 ) -> None:
     answer = await api.rebuild(server["id"], version=version, **{"imageRef": other_image, **fields})
     assert answer.refusal == (400, "badRequest", message)
@@ -79,7 +83,7 @@ UNKNOWN = [
 
 @pytest.mark.parametrize(("version", "field", "value"), UNKNOWN, ids=[f"{u[1]}-{u[0]}" for u in UNKNOWN])
 async def test_a_field_that_the_microversion_does_not_know_is_400(
-    api: Api, server: Document, other_image: str, version: str, field: str, value: object
+    api: Api, server: Document, other_image: str, *, version: str, field: str, value: object
 ) -> None:
     fields = {"imageRef": other_image, field: value}
     answer = await api.rebuild(server["id"], version=version, **fields)

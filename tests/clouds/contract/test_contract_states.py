@@ -36,9 +36,10 @@ async def _moved(api: Api, server: Document, change: Change) -> bool:
         _call("PUT", "/metadata", {"metadata": {"contract": "1"}}),
         _call("PUT", "/metadata/contract", {"meta": {"contract": "1"}}),
         _call("POST", "/action", {"lock": None}),
+        _call("POST", "/action", {"unlock": None}),
         _call("PUT", "", {"server": {"name": "contract renamed"}}),
     ],
-    ids=["merge metadata", "replace metadata", "set a key", "lock", "rename"],
+    ids=["merge metadata", "replace metadata", "set a key", "lock", "unlock of an unlocked one", "rename"],
 )
 async def test_updated_moves_with(api: Api, server: Document, change: Change) -> None:
     assert await _moved(api, server, change)
@@ -50,9 +51,8 @@ async def test_updated_moves_with(api: Api, server: Document, change: Change) ->
         _call("PUT", "/tags", {"tags": ["contract"]}),
         _call("DELETE", "/tags"),
         _call("DELETE", "/metadata/contract"),
-        _call("POST", "/action", {"unlock": None}),
     ],
-    ids=["tags", "no tags", "delete a metadata key", "unlock of an unlocked one"],
+    ids=["tags", "no tags", "delete a metadata key"],
 )
 async def test_updated_does_not_move_with(api: Api, server: Document, change: Change) -> None:
     await api("POST", f"/servers/{server['id']}/metadata", {"metadata": {"contract": "1"}})
@@ -113,6 +113,12 @@ async def test_a_locked_server_refuses_its_owner_all_but_names_tags_and_unlock(
     assert (shown["locked"], shown["locked_reason"]) == (False, None)
 
 
+async def test_a_second_lock_changes_neither_the_reason_nor_updated(api: Api, server: Document) -> None:
+    await api.act(server["id"], {"lock": {"locked_reason": "first"}})
+    assert not await _moved(api, server, _call("POST", "/action", {"lock": {"locked_reason": "second"}}))
+    assert (await api.server(server["id"]))["locked_reason"] == "first"
+
+
 async def test_locking_and_unlocking_are_actions(api: Api, server: Document) -> None:
     answer = await api.act(server["id"], {"lock": None})
     action = await api.action(server["id"], answer.request_id)
@@ -162,8 +168,10 @@ async def test_a_member_may_not_reset_a_state(api: Api, server: Document) -> Non
         ({"server": {"name": ""}}, "Invalid input for field/attribute name. Value: . '' is too short"),
         (
             {"server": {"x": 1}},
-            "Invalid input for field/attribute server. Value: {'x': 1}. "
-            "Additional properties are not allowed ('x' was unexpected)",
+            (
+                "Invalid input for field/attribute server. Value: {'x': 1}. "
+                "Additional properties are not allowed ('x' was unexpected)"
+            ),
         ),
     ],
 )

@@ -1,0 +1,181 @@
+"""A person's actions on a plan: start, pause, resume, cancel.
+
+Each locks the plan's row, moves it as the life cycle allows, and hints to the drivers after the commit. Asking for what
+already is so changes nothing and is no error, so that a request whose answer was lost can be repeated.
+"""
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.domain.decide import Reason
+from orchestrator.domain.lifecycle import PlanEvent, plan_moves
+from orchestrator.domain.states import JobState, PlanStatus
+from orchestrator.errors import Conflict, Fault, NotFound
+from orchestrator.ledger.drive import enter_wave
+from orchestrator.ledger.engine import transaction
+from orchestrator.ledger.events import status_before_pause
+from orchestrator.ledger.holds import CONFLICTS_SHOWN, take_holds
+from orchestrator.ledger.plans import (
+    PlanRecord,
+    acknowledge_failures,
+    cancel_pending_jobs,
+    job_counts,
+    plan_record,
+)
+from orchestrator.ledger.transitions import PlanMove, lock_plans, move_plan
+from orchestrator.service.deps import Deps
+from orchestrator.service.roles import Principal, Right
+from orchestrator.service.show import plan_views
+from orchestrator.service.views import PlanView
+
+
+async def start(
+    deps: Deps, principal: Principal, plan_id: UUID, *, digest: str | None = None, reason: str | None = None
+) -> PlanView:
+    """Runs a saved preview: takes its holds and lets the driver have it.
+
+    Raises `Conflict`: `digest_mismatch` where the plan isn't the one that was looked at, `servers_held` (itemised)
+    where other plans hold some of its servers; then it has taken nothing and stays ready.
+    """
+    async with transaction(deps.engine) as conn:
+        plan = await _lock(conn, principal, plan_id)
+        principal.need_to_run(plan.created_by)
+        if digest is not None and digest != plan.digest:
+            raise Conflict(
+                f"The plan's digest is {plan.digest or 'not there yet'}, not the one given: look at it again.",
+                code="digest_mismatch",
+            )
+        if plan.status != PlanStatus.RUNNING:
+            await _start(conn, principal, plan, reason)
+    await deps.hints.drive()
+    return await _view(deps, plan_id)
+
+
+async def pause(deps: Deps, principal: Principal, plan_id: UUID, *, reason: str | None = None) -> PlanView:
+    """Stops sending; what is in flight goes on."""
+    async with transaction(deps.engine) as conn:
+        plan = await _lock(conn, principal, plan_id)
+        principal.need(Right.OPERATE)
+        if plan.status != PlanStatus.PAUSED:
+            (status,) = _allowed(plan, PlanEvent.PAUSE, "pause", "it pauses while it is running, baking or waiting")
+            await _move(conn, principal, plan, status, code="paused", reason=reason, stop_sending=True)
+    await deps.hints.drive()
+    return await _view(deps, plan_id)
+
+
+async def resume(deps: Deps, principal: Principal, plan_id: UUID, *, reason: str | None = None) -> PlanView:
+    """Goes on where a pause or a halt stopped it. After a halt the failures so far are acknowledged: they count no
+    more, and the current wave may end without a success."""
+    async with transaction(deps.engine) as conn:
+        plan = await _lock(conn, principal, plan_id)
+        principal.need(Right.OPERATE)
+        if plan.status != PlanStatus.RUNNING:
+            allowed = _allowed(plan, PlanEvent.RESUME, "resume", "only a paused or halted plan does")
+            status = allowed[0]
+            if plan.status == PlanStatus.PAUSED:
+                before = await status_before_pause(conn, plan.id)
+                status = before if before in allowed else status
+            else:
+                await _acknowledge(conn, plan)
+            await _move(conn, principal, plan, status, code="resumed", reason=reason)
+    await deps.hints.drive()
+    return await _view(deps, plan_id)
+
+
+async def cancel(deps: Deps, principal: Principal, plan_id: UUID, *, reason: str | None = None) -> PlanView:
+    """Stops new work and lets what is in flight finish; where nothing was started the plan is cancelled at once."""
+    async with transaction(deps.engine) as conn:
+        plan = await _lock(conn, principal, plan_id)
+        principal.need_to_run(plan.created_by)
+        if plan.status not in (PlanStatus.CANCELLING, PlanStatus.CANCELLED):
+            (status,) = _allowed(plan, PlanEvent.CANCEL, "be cancelled", "it has ended")
+            untouched = plan.status in (PlanStatus.PREPARING, PlanStatus.READY)
+            if untouched:
+                await cancel_pending_jobs(conn, plan.id, actor=principal.name, reason=_reason("cancelled", reason))
+            await _move(conn, principal, plan, status, code="cancelled", reason=reason, stop_sending=True)
+            if untouched and status is PlanStatus.CANCELLING:
+                await _end_cancelling(conn, principal, plan_id, reason)
+    await deps.hints.drive()
+    return await _view(deps, plan_id)
+
+
+async def _start(conn: AsyncConnection, principal: Principal, plan: PlanRecord, reason: str | None) -> None:
+    (status,) = _allowed(plan, PlanEvent.START, "start", "only a prepared plan that is held (ready) does")
+    if plan.status != PlanStatus.READY or plan.deployment is None:
+        raise Conflict(f"The plan is {plan.status}: it starts by itself.")
+    if plan.expires_at is not None and plan.expires_at <= datetime.now(UTC):
+        raise Conflict("This saved preview has expired; submit it again.", code="hold_expired")
+    held = await take_holds(conn, plan.deployment, plan.id)
+    if held:
+        more = " or more" if len(held) == CONFLICTS_SHOWN else ""
+        raise Conflict(
+            f"Other plans hold {len(held)}{more} of its servers; nothing was started.",
+            code="servers_held",
+            errors=[
+                Fault(path=h.server_id, code="held", message=f"is held by plan {h.plan_id} ({h.plan_name})")
+                for h in held
+            ],
+        )
+    await enter_wave(conn, plan.id, plan.current_wave)
+    await _move(conn, principal, plan, status, code="started", reason=reason)
+
+
+async def _acknowledge(conn: AsyncConnection, plan: PlanRecord) -> None:
+    counts = (await job_counts(conn, [plan.id]))[plan.id]
+
+    def how_many(*states: JobState) -> int:
+        return sum(wave.get(state, 0) for wave in counts.values() for state in states)
+
+    await acknowledge_failures(
+        conn, plan.id, failures=how_many(JobState.FAILED, JobState.STUCK), unresolved=how_many(JobState.UNRESOLVED)
+    )
+
+
+async def _end_cancelling(conn: AsyncConnection, principal: Principal, plan_id: UUID, reason: str | None) -> None:
+    """Nothing of it was ever held or sent, so no driver is needed to end it."""
+    await move_plan(
+        conn,
+        PlanMove(plan_id=plan_id, expected=PlanStatus.CANCELLING, status=PlanStatus.CANCELLED, actor=principal.name,
+                 reason=_reason("cancelled", reason)),
+    )  # fmt: skip
+
+
+async def _lock(conn: AsyncConnection, principal: Principal, plan_id: UUID) -> PlanRecord:
+    await lock_plans(conn, [plan_id])
+    record = await plan_record(conn, plan_id)
+    if record is None:
+        raise NotFound("There is no plan of that id.")
+    principal.need_cloud(record.cloud)
+    return record
+
+
+def _allowed(plan: PlanRecord, event: PlanEvent, verb: str, why: str) -> tuple[PlanStatus, ...]:
+    moves = plan_moves(PlanStatus(plan.status), event)
+    if not moves:
+        raise Conflict(f"The plan is {plan.status} and can't {verb} now: {why}.")
+    return moves
+
+
+async def _move(
+    conn: AsyncConnection, principal: Principal, plan: PlanRecord, status: PlanStatus, *, code: str,
+    reason: str | None, stop_sending: bool = False,
+) -> None:  # fmt: skip
+    await move_plan(
+        conn,
+        PlanMove(plan_id=plan.id, expected=PlanStatus(plan.status), status=status, actor=principal.name,
+                 reason=_reason(code, reason), stop_sending=stop_sending),
+    )  # fmt: skip
+
+
+def _reason(code: str, message: str | None) -> Reason | None:
+    return Reason(code=code, message=message) if message else None
+
+
+async def _view(deps: Deps, plan_id: UUID) -> PlanView:
+    async with deps.engine.connect() as conn:
+        record = await plan_record(conn, plan_id)
+        if record is None:
+            raise NotFound("There is no plan of that id.")
+        return (await plan_views(deps, conn, [record]))[0]

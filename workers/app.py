@@ -1,0 +1,72 @@
+"""The Celery application. Messages are hints: no result backend, early acks, no countdowns; the ledger has the rest."""
+
+from typing import Any
+
+from celery import Celery, signals
+
+from orchestrator.hints import (
+    DRIVE_QUEUE,
+    DRIVE_TASK,
+    PREPARE_QUEUE,
+    PREPARE_TASK,
+    TICK_QUEUE,
+    TICK_TASK,
+    broker_url,
+)
+from orchestrator.log import configure
+from orchestrator.settings import Settings
+from workers.runtime import StopPipe
+
+TICK_SECONDS = 2.0
+
+settings = Settings.read()
+pipe = StopPipe()
+
+app = Celery("rebuild", broker=broker_url(settings.redis_url), include=["workers.tasks"])
+app.conf.update(
+    task_ignore_result=True,
+    task_acks_late=False,
+    task_default_queue=TICK_QUEUE,
+    task_routes={
+        TICK_TASK: {"queue": TICK_QUEUE},
+        PREPARE_TASK: {"queue": PREPARE_QUEUE},
+        DRIVE_TASK: {"queue": DRIVE_QUEUE},
+    },
+    worker_prefetch_multiplier=1,
+    worker_hijack_root_logger=False,
+    worker_redirect_stdouts=False,
+    worker_send_task_events=False,
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    broker_connection_retry_on_startup=True,
+    broker_connection_retry=True,
+    broker_connection_max_retries=None,
+    broker_transport_options={"socket_timeout": 10, "socket_connect_timeout": 5, "health_check_interval": 10},
+    beat_schedule={"tick": {"task": TICK_TASK, "schedule": TICK_SECONDS, "options": {"expires": 5}}},
+)
+
+
+@signals.setup_logging.connect
+def _logging(**_: Any) -> None:
+    """Celery leaves the log handlers to us: one pipeline in every process."""
+    configure(settings.log_level, settings.log_format)
+
+
+@signals.worker_shutting_down.connect
+def _shut(**_: Any) -> None:
+    """Warm shutdown reaches the children, which stop claiming and leave."""
+    pipe.shut()
+
+
+@signals.worker_process_init.connect
+def _in_child(**_: Any) -> None:
+    pipe.in_child()
+
+
+@signals.worker_ready.connect
+def _ready(sender: Any, **_: Any) -> None:
+    """A new worker looks at once, whether or not a beat runs anywhere."""
+    queues = {q.name for q in sender.task_consumer.queues} if getattr(sender, "task_consumer", None) else set()
+    if DRIVE_QUEUE in queues:
+        concurrency = getattr(sender.controller, "concurrency", 1) or 1
+        for _i in range(concurrency):
+            app.send_task(DRIVE_TASK, queue=DRIVE_QUEUE, expires=5)

@@ -1,0 +1,71 @@
+"""The tasks: thin. Each opens a loop, does its piece, and leaves; the ledger tells the next one what is to be done."""
+
+import asyncio
+import os
+import socket
+from uuid import UUID
+
+from celery.exceptions import Ignore
+
+from orchestrator.clouds.pacing import make_redis
+from orchestrator.hints import DRIVE_QUEUE, DRIVE_TASK, PREPARE_QUEUE, PREPARE_TASK, TICK_TASK
+from orchestrator.ledger.engine import open_engine
+from orchestrator.log import get_logger
+from workers.app import app, pipe, settings
+from workers.driver.slice import run_slice
+from workers.prepare import prepare_plan
+from workers.runtime import TOKENS, run
+from workers.tick import tick_once
+
+log = get_logger(__name__)
+
+
+@app.task(name=DRIVE_TASK)
+def drive() -> None:
+    """Drives projects for a slice, then asks for the next one. An exception ends the slice, never the service."""
+    stopping = False
+
+    async def work(stop: asyncio.Event) -> None:
+        nonlocal stopping
+        await run_slice(settings.database_url, settings.redis_url, TOKENS, stop)
+        stopping = stop.is_set()
+
+    try:
+        run(work, pipe)
+    finally:
+        if not stopping:
+            app.send_task(DRIVE_TASK, queue=DRIVE_QUEUE, expires=5)
+
+
+@app.task(name=PREPARE_TASK)
+def prepare(plan_id: str) -> None:
+    """Prepares one plan."""
+    try:
+        plan = UUID(plan_id)
+    except ValueError:
+        raise Ignore from None
+
+    async def work(_: asyncio.Event) -> None:
+        redis = make_redis(settings.redis_url)
+        try:
+            async with open_engine(settings.database_url, name="rebuild-prepare", pool_size=4) as engine:
+                await prepare_plan(engine, redis, TOKENS, plan, f"{socket.gethostname()}:{os.getpid()}")
+        finally:
+            await redis.aclose()
+
+    run(work)
+
+
+@app.task(name=TICK_TASK)
+def tick() -> None:
+    """Moves what time moves, and hints at what is due."""
+
+    async def work(_: asyncio.Event) -> None:
+        async with open_engine(settings.database_url, name="rebuild-tick", pool_size=1) as engine:
+            found = await tick_once(engine)
+        for plan_id in found.to_prepare:
+            app.send_task(PREPARE_TASK, kwargs={"plan_id": str(plan_id)}, queue=PREPARE_QUEUE, expires=30)
+        if found.undriven:
+            app.send_task(DRIVE_TASK, queue=DRIVE_QUEUE, expires=5)
+
+    run(work)
