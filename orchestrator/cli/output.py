@@ -58,11 +58,12 @@ def write_document(document: Any, form: Output) -> None:
     sys.stdout.flush()
 
 
-def write_csv(items: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> None:
+def write_csv(items: Sequence[Mapping[str, Any]], columns: Sequence[Column], *, header: bool = True) -> None:
     """A header and one row for each item on stdout; what is no plain value stands there as JSON."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([name for name, _ in columns])
+    if header:
+        writer.writerow([name for name, _ in columns])
     writer.writerows([_plain(find(item)) for _, find in columns] for item in items)
     sys.stdout.write(buffer.getvalue())
     sys.stdout.flush()

@@ -6,6 +6,7 @@ that closes an idle connection just as the call is written leaves "may have arri
 to settle, where a new connection costs a round trip or two.
 """
 
+import asyncio
 import os
 import ssl
 from collections.abc import Mapping, Sequence
@@ -75,13 +76,15 @@ class _GatedBody(aiohttp.BytesPayload):
         """Whether bytes may have been handed to the transport."""
         self.why_not = ""
         self._shut = False
+        self._caller = asyncio.current_task()
+        self._cancelling = self._caller.cancelling() if self._caller else 0
 
     def shut(self) -> None:
         """Nothing is written from now on: the caller has stopped waiting."""
         self._shut = True
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        if self._shut:
+        if self._shut or (self._caller and self._caller.cancelling() > self._cancelling):
             raise _Withheld
         transport = getattr(writer, "transport", None)
         if transport is None or transport.is_closing():

@@ -46,7 +46,8 @@ class StateLock:
         """Takes the lock, and the folder is made (0700) where it is missing. Blocks only while the holder named in it
         is dead and its servers are still being stopped.
 
-        Raises `StateFolderBusy` within a second when the holder lives, and `EmbeddedFailed` for a folder that can't be used.
+        Raises `StateFolderBusy` within a second when the holder lives, `EmbeddedFailed` for a folder that can't be
+        used.
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -126,12 +126,12 @@ class Nova:
             return self._refused(e, request_id, minor)
         except NoSuchPath:
             return _no_such_path(request_id)
-        text = reply.text
-        if text is None and reply.document is not None:
-            text = json.dumps(reply.document)
+        shown = reply.text
+        if shown is None and reply.document is not None:
+            shown = json.dumps(reply.document)
         headers = _headers(request_id, minor) | dict(reply.headers)
         return web.Response(
-            status=reply.status, body=text.encode() if text is not None else b"", content_type=JSON, headers=headers
+            status=reply.status, body=shown.encode() if shown is not None else b"", content_type=JSON, headers=headers
         )
 
     def _minor(self, request: web.Request) -> int:

@@ -72,7 +72,7 @@ async def list_jobs(
     cause: str | None = None, q: str | None = None, limit: int, cursor: str | None = None,
 ) -> Page[JobView]:  # fmt: skip
     """A plan's jobs, in their order."""
-    after = -1 if cursor is None else _read_cursor(cursor, int)
+    after = -1 if cursor is None else _read_cursor(cursor, _place)
     async with deps.engine.connect() as conn:
         await _readable(conn, principal, plan_id)
         wanted = JobFilter(states=states, wave=wave, cause=cause, q=q)
@@ -104,7 +104,7 @@ async def list_events(
 ) -> Page[EventView]:
     """A plan's events, the oldest first, those after number `after`, or after `cursor`."""
     if cursor is not None:
-        after = _read_cursor(cursor, int)
+        after = _read_cursor(cursor, _place)
     async with deps.engine.connect() as conn:
         await _readable(conn, principal, plan_id)
         records = await events_after(conn, plan_id, after, limit + 1)
@@ -139,6 +139,12 @@ def _without_secrets(overrides: Mapping[str, Any] | None) -> Mapping[str, Any] |
 
 def _cursor(value: str | int) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+
+def _place(value: Any) -> int:
+    if type(value) is not int or not -1 <= value < 2**31:
+        raise ValueError("not a place")
+    return value
 
 
 def _read_cursor(cursor: str, read: Callable[[Any], T]) -> T:

@@ -239,3 +239,19 @@ class Page(View, Generic[T]):
     items: list[T]
     next: str | None
     """Give it as `cursor`; None: these were the last."""
+
+
+class ReadyView(View):
+    """Whether the service can work."""
+
+    status: Literal["ok", "degraded", "unavailable"]
+    """degraded: the broker is away; plans are taken, hints are not sent."""
+    database: Literal["ok", "away"]
+    migrations: Literal["ok", "behind", "unknown"]
+    broker: Literal["ok", "away"]
+
+
+class AliveView(View):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"

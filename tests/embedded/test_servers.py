@@ -148,6 +148,7 @@ async def test_a_port_taken_meanwhile_is_replaced_and_the_data_stays(state_dir: 
     async with run_embedded(state_dir) as first:
         await put(first, 1)
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past the closed connections of before
         taken.bind(("127.0.0.1", urlsplit(first.database_url).port or 0))
         taken.listen()
         async with run_embedded(state_dir) as second:

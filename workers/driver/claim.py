@@ -61,10 +61,11 @@ async def claim(desk: Desk, room: int) -> int:
     again = False
     async with desk.engine.begin() as conn:
         await guard(conn, own.lease, own.fence, unexpired=True)
-        plans = [p.row for p in desk.plans.values()]
-        locked = await lock_plans(conn, [p.id for p in plans])
-        plans = [p for p in plans if p.id in locked and locked[p.id].status is p.status
-                 and p.status in (PlanStatus.RUNNING, PlanStatus.CANCELLING)]  # fmt: skip
+        await lock_plans(conn, desk.plans)
+        rows = await drive.plans_of(conn, own.project)  # read under the locks: waves and limits may have moved
+        plans = [
+            p for p in rows.values() if p.id in desk.plans and p.status in (PlanStatus.RUNNING, PlanStatus.CANCELLING)
+        ]
         figures = await drive.figures(conn, plans)
         shares: list[tuple[DrivenPlan, Start]] = []
         for plan in plans:

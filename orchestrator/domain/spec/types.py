@@ -29,11 +29,29 @@ from orchestrator.domain.units import (
 T = TypeVar("T")
 
 
+def _as_written(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Makes a model's JSON Schema tell the file's rules: a field has a value or is left out; defaults are the file's."""
+    defaults = model.model_construct().model_dump(mode="json", by_alias=True, exclude_none=True, warnings=False)
+    for name, field in schema.get("properties", {}).items():
+        if {"type": "null"} in field.get("anyOf", []):
+            field["anyOf"].remove({"type": "null"})
+            if len(field["anyOf"]) == 1:
+                field.update(field.pop("anyOf")[0])
+        field.pop("default", None)
+        if name in defaults:
+            field["default"] = defaults[name]
+
+
 class Strict(BaseModel):
     """A part of the plan file: no unknown fields, no conversions, no changes afterwards."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+        json_schema_extra=_as_written,
     )
 
 

@@ -1,0 +1,1 @@
+"""The REST interface: an aiohttp application over the use cases."""

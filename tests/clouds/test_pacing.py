@@ -1,0 +1,316 @@
+"""The shared limiter on a real Valkey: it paces across processes, never bursts, slows down once and climbs back."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import redis.asyncio as aioredis
+
+from orchestrator.clouds import pacing
+from orchestrator.clouds.pacing import Limiter, LocalPace, Permit, make_redis
+from tests.clouds.raw import Connection, raw_server
+
+NOWHERE = "redis://127.0.0.1:1/0"
+
+
+@pytest.fixture
+async def valkey(redis_url: str) -> AsyncIterator["aioredis.Redis"]:
+    client = make_redis(redis_url)
+    yield client
+    await client.aclose()
+
+
+@asynccontextmanager
+async def away() -> AsyncIterator["aioredis.Redis"]:
+    client = make_redis(NOWHERE)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+def gaps(permits: list[Permit]) -> list[float]:
+    times = sorted(p.at for p in permits)
+    return [b - a for a, b in zip(times, times[1:], strict=False)]
+
+
+async def test_slots_are_evenly_spaced_and_begin_now(valkey: "aioredis.Redis") -> None:
+    limiter = Limiter(valkey, "p|write", 100.0)
+    before = time.monotonic()
+    permits = list(await limiter.reserve(10))
+    assert before - 0.005 <= permits[0].at <= time.monotonic() + 0.005
+    assert gaps(permits) == pytest.approx([0.01] * 9, abs=1e-4)
+
+
+async def test_slots_can_begin_later(valkey: "aioredis.Redis") -> None:
+    permits = await Limiter(valkey, "p|write", 100.0).reserve(2, 0.5)
+    assert permits[0].at - time.monotonic() == pytest.approx(0.5, abs=0.05)
+
+
+async def test_processes_share_one_row_of_slots(redis_url: str) -> None:
+    """Each limiter stands for a process: they share nothing but Redis."""
+    clients = [make_redis(redis_url) for _ in range(4)]
+    limiters = [Limiter(client, "p|write", 200.0) for client in clients]
+
+    async def take(limiter: Limiter) -> list[Permit]:
+        return [permit for _ in range(10) for permit in await limiter.reserve(5)]
+
+    permits = [p for taken in await asyncio.gather(*map(take, limiters)) for p in taken]
+    assert len(permits) == 200
+    times = sorted(p.at for p in permits)
+    assert (len(times) - 1) / (times[-1] - times[0]) <= 200.0 * 1.02
+    # In no sliding tenth of a second is there much more than a tenth of the rate.
+    assert max(sum(t <= u < t + 0.1 for u in times) for t in times) <= 22
+    for client in clients:
+        await client.aclose()
+
+
+async def test_projects_and_kinds_of_call_have_paces_of_their_own(valkey: "aioredis.Redis") -> None:
+    await Limiter(valkey, "p|write", 1.0).reserve(10)
+    other = await Limiter(valkey, "p|read", 1.0).reserve(1)
+    assert other[0].at <= time.monotonic() + 0.05
+
+
+async def test_missed_slots_are_lost_and_no_burst_follows(valkey: "aioredis.Redis") -> None:
+    limiter = Limiter(valkey, "p|write", 50.0)
+    first = list(await limiter.reserve(3))
+    await asyncio.sleep(0.2)  # a stall: all three slots go by
+    assert all(limiter.late(p) for p in first)
+    now = time.monotonic()
+    later = list(await limiter.reserve(10))
+    assert later[0].at >= now - 0.005
+    assert gaps(later) == pytest.approx([0.02] * 9, abs=1e-4)
+
+
+async def test_a_stalled_exchange_does_not_move_the_slots(valkey: "aioredis.Redis") -> None:
+    """What Redis said before the loop stalled counts from when it was said."""
+    limiter = Limiter(valkey, "p|write", 100.0)
+    await limiter.reserve(1)
+    task = asyncio.create_task(limiter.reserve(5))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    sent = time.monotonic()
+    time.sleep(0.15)  # noqa: ASYNC251  the stall, with the request on its way
+    stalled = await task
+    if not limiter.degraded:
+        assert stalled[0].at < sent + 0.16
+    following = await limiter.reserve(5)
+    assert gaps([*stalled, *following]) and min(gaps([*stalled, *following])) >= 0.0099 or limiter.degraded
+
+
+async def test_only_what_lies_within_the_horizon_is_handed_out(valkey: "aioredis.Redis") -> None:
+    limiter = Limiter(valkey, "p|write", 10.0)
+    assert len(await limiter.reserve(100, within=0.95)) in {9, 10}
+    assert await limiter.reserve(5, within=0.5) == []
+    permits = await limiter.reserve(1)
+    assert permits[0].at - time.monotonic() == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_permit_is_late_after_20_milliseconds() -> None:
+    permit = Permit(at=100.0, epoch=0)
+    assert not permit.late(99.0)
+    assert not permit.late(100.019)
+    assert permit.late(100.021)
+
+
+async def test_acquire_waits_for_its_slot(valkey: "aioredis.Redis") -> None:
+    limiter = Limiter(valkey, "p|read", 20.0)
+    began = time.monotonic()
+    for _ in range(5):
+        await limiter.acquire()
+    assert time.monotonic() - began >= 0.19
+
+
+async def test_a_slow_down_cuts_the_rate_once_for_all_permits_of_its_epoch(valkey: "aioredis.Redis") -> None:
+    limiter = Limiter(valkey, "p|write", 100.0)
+    permits = list(await limiter.reserve(5))
+    for permit in permits:
+        await limiter.throttled(0.0, permit.epoch)
+    assert limiter.learned_rate == pytest.approx(70.0, abs=1.5)
+    newer = (await limiter.reserve(1))[0]
+    await limiter.throttled(0.0, newer.epoch)
+    assert limiter.learned_rate == pytest.approx(49.0, abs=2.5)
+
+
+async def test_a_slow_down_reaches_the_other_processes(redis_url: str) -> None:
+    one, two = make_redis(redis_url), make_redis(redis_url)
+    mine, theirs = Limiter(one, "p|write", 100.0), Limiter(two, "p|write", 100.0)
+    permit = (await mine.reserve(1))[0]
+    await mine.throttled(0.4, permit.epoch)
+    slots = list(await theirs.reserve(2))
+    assert slots[0].at - time.monotonic() == pytest.approx(0.4, abs=0.05)
+    assert gaps(slots)[0] == pytest.approx(1 / 70, abs=0.002)
+    await one.aclose()
+    await two.aclose()
+
+
+async def test_permits_of_before_the_slow_down_are_late_while_it_lasts(valkey: "aioredis.Redis") -> None:
+    limiter = Limiter(valkey, "p|write", 10.0)
+    permits = list(await limiter.reserve(2, 0.2))
+    assert not limiter.late(permits[1])
+    await limiter.throttled(5.0, permits[0].epoch)
+    assert limiter.late(permits[1])
+    assert not limiter.late((await limiter.reserve(1))[0])
+
+
+async def test_after_a_long_block_the_slots_are_spaced_too(valkey: "aioredis.Redis") -> None:
+    limiter = Limiter(valkey, "p|write", 10.0)
+    await limiter.throttled(600.0, 0)
+    permits = [*await limiter.reserve(2), *await limiter.reserve(2)]
+    assert gaps(permits) == pytest.approx([1 / 7] * 3, rel=0.05)
+    assert permits[0].at - time.monotonic() == pytest.approx(600.0, abs=1.0)
+
+
+async def test_the_rate_climbs_back_to_the_ceiling_and_no_further(
+    valkey: "aioredis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacing, "CLIMB", 1.0)  # a second from nothing to the ceiling, rather than fifty
+    limiter = Limiter(valkey, "p|write", 100.0)
+    await limiter.throttled(0.0, 0)
+    began = time.monotonic()
+    cut = limiter.learned_rate
+    await asyncio.sleep(0.1)  # the climb is a matter of time
+    await limiter.reserve(1)
+    passed = time.monotonic() - began
+    assert cut < limiter.learned_rate <= min(100.0, cut + 100.0 * (passed + 0.05))
+    await asyncio.sleep(0.4)
+    await limiter.reserve(1)
+    assert limiter.learned_rate == 100.0
+
+
+async def test_cuts_end_at_a_floor(valkey: "aioredis.Redis") -> None:
+    limiter = Limiter(valkey, "p|write", 100.0)
+    for _ in range(40):
+        await limiter.throttled(0.0, 10**6)
+    assert limiter.learned_rate == pytest.approx(2.0, abs=0.2)
+
+
+async def test_a_learned_rate_is_where_a_redis_without_memory_begins(valkey: "aioredis.Redis") -> None:
+    limiter = Limiter(valkey, "p|write", 100.0, learned=30.0)
+    assert gaps(list(await limiter.reserve(2)))[0] == pytest.approx(1 / 30, rel=0.05)
+    await valkey.flushall()
+    assert gaps(list(await limiter.reserve(2)))[0] == pytest.approx(1 / 30, rel=0.05)
+
+
+async def test_a_flushed_redis_neither_fails_nor_repeats_cuts(valkey: "aioredis.Redis") -> None:
+    """Its scripts are gone, too; and permits of an old epoch still cut only once."""
+    limiter = Limiter(valkey, "p|write", 100.0)
+    for _ in range(3):
+        await limiter.throttled(0.0, (await limiter.reserve(1))[0].epoch)
+    permits = await limiter.reserve(3)
+    await valkey.flushall()
+    await valkey.script_flush()
+    before = limiter.learned_rate
+    for permit in permits:
+        await limiter.throttled(0.0, permit.epoch)
+    assert limiter.learned_rate == pytest.approx(before * 0.7, rel=0.1)
+    assert not limiter.degraded
+
+
+async def test_a_lower_ceiling_counts_at_once(valkey: "aioredis.Redis") -> None:
+    await Limiter(valkey, "p|write", 100.0).reserve(1)
+    assert gaps(list(await Limiter(valkey, "p|write", 10.0).reserve(2)))[0] == pytest.approx(0.1, rel=0.01)
+
+
+async def test_the_state_shows_what_is_allowed_and_used(valkey: "aioredis.Redis") -> None:
+    limiter = Limiter(valkey, "p|write", 50.0)
+    fresh = await limiter.state()
+    assert (fresh.ceiling, fresh.allowed, fresh.used_per_second, fresh.degraded) == (50.0, 50.0, 0.0, False)
+    assert (fresh.last_429_at, fresh.blocked_until) == (None, None)
+    await limiter.reserve(10)
+    await asyncio.sleep(1.1)  # usage is counted by whole seconds that are over
+    assert (await limiter.state()).used_per_second == pytest.approx(2.0)
+    await limiter.throttled(30.0, 0)
+    state = await limiter.state()
+    assert state.allowed == pytest.approx(35.0)
+    assert state.last_429_at == pytest.approx(time.time(), abs=5)
+    assert state.blocked_until == pytest.approx(time.time() + 30, abs=5)
+
+
+async def test_without_redis_the_pace_goes_on_at_half_the_rate_and_says_so() -> None:
+    async with away() as client:
+        limiter = Limiter(client, "p|write", 100.0, learned=40.0)
+        permits = [*await limiter.reserve(3), *await limiter.reserve(3)]
+        assert gaps(permits) == pytest.approx([1 / 20] * 5, abs=1e-3)
+        state = await limiter.state()
+        assert (state.degraded, state.allowed, limiter.degraded) == (True, 20.0, True)
+
+
+async def test_without_redis_a_slow_down_still_counts() -> None:
+    async with away() as client:
+        limiter = Limiter(client, "p|write", 100.0)
+        permits = await limiter.reserve(2)
+        for permit in permits:
+            await limiter.throttled(0.5, permit.epoch)
+        assert limiter.learned_rate == pytest.approx(70.0)
+        assert (await limiter.reserve(1))[0].at >= time.monotonic() + 0.4
+
+
+async def test_a_redis_that_hangs_costs_a_quarter_of_a_second_at_most_once_a_second() -> None:
+    async def hang(connection: Connection) -> None:
+        while await connection.reader.read(1000):
+            pass
+
+    async with raw_server(hang) as server:
+        client = make_redis(server.url.replace("http", "redis") + "/0")
+        limiter = Limiter(client, "p|write", 1000.0)
+        began = time.monotonic()
+        await limiter.reserve(1)
+        first = time.monotonic() - began
+        assert 0.2 <= first < 0.6
+        for _ in range(20):
+            await limiter.reserve(1)
+        assert time.monotonic() - began < first + 0.2
+        await client.aclose()
+
+
+async def test_when_redis_returns_there_is_no_burst(valkey: "aioredis.Redis", monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "RETRY_REDIS", 0.05)
+    limiter = Limiter(valkey, "p|write", 100.0)
+    before = list(await limiter.reserve(5))
+    script = limiter._reserve
+
+    async def broken(**_: object) -> None:
+        raise ConnectionRefusedError
+
+    limiter._reserve = broken  # type: ignore[assignment]
+    during = list(await limiter.reserve(5))
+    assert limiter.degraded
+    limiter._reserve = script
+    await asyncio.sleep(0.06)  # the time between two tries
+    after = list(await limiter.reserve(5))
+    assert not limiter.degraded
+    assert min(gaps([*before, *during, *after])) >= 0.0095
+    assert gaps(during) == pytest.approx([0.02] * 4, abs=1e-3)
+    assert [p.at for p in after] == sorted(p.at for p in after)
+    assert after[0].at >= during[-1].at
+
+
+async def test_a_slow_down_of_an_outage_is_told_to_redis_afterwards(
+    valkey: "aioredis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacing, "RETRY_REDIS", 0.0)
+    limiter = Limiter(valkey, "p|write", 100.0)
+    permit = (await limiter.reserve(1))[0]
+    script = limiter._throttled
+
+    async def broken(**_: object) -> None:
+        raise ConnectionRefusedError
+
+    limiter._throttled = broken  # type: ignore[assignment]
+    await limiter.throttled(2.0, permit.epoch)
+    limiter._throttled = script
+    await limiter.reserve(1)
+    await limiter.reserve(1)
+    other = Limiter(valkey, "p|write", 100.0)
+    slots = list(await other.reserve(2))
+    assert slots[0].at > time.monotonic() + 1.0
+    assert gaps(slots)[0] == pytest.approx(1 / 70, rel=0.1)
+
+
+def test_a_plans_own_pace_spaces_its_slots() -> None:
+    pace = LocalPace(10.0)
+    assert pace.reserve(3, 100.0) == pytest.approx([100.0, 100.1, 100.2])
+    assert pace.reserve(1, 100.05) == pytest.approx([100.3])
+    assert pace.reserve(2, 200.0) == pytest.approx([200.0, 200.1])
