@@ -63,9 +63,7 @@ class _WorkCollector(Collector):
         allowed = GaugeMetricFamily(
             "rebuild_limiter_allowed_per_second", "Rebuild calls per second allowed.", labels=("cloud",)
         )
-        used = GaugeMetricFamily(
-            "rebuild_limiter_used_per_second", "Rebuild calls per second made.", labels=("cloud",)
-        )
+        used = GaugeMetricFamily("rebuild_limiter_used_per_second", "Rebuild calls per second made.", labels=("cloud",))
         for cloud, limiter in self._work.limiters.items():
             allowed.add_metric((cloud,), float(limiter.get("allowed") or 0))
             used.add_metric((cloud,), float(limiter.get("used_per_second") or 0))

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -51,7 +52,7 @@ class App:
     def settings(self) -> Settings:
         return settings_with_env_file()
 
-    def client(self, *, patience: float = 10.0) -> RebuildClient:
+    def client(self, *, patience: float = 5.0) -> RebuildClient:
         """A client for the settings' API, not opened yet."""
         return RebuildClient(self.settings.api_url, self.settings.token, patience=patience)
 
@@ -74,7 +75,7 @@ class App:
         return sys.stdin.isatty() and self.human.isatty()
 
 
-pass_app = click.make_pass_decorator(App, ensure=True)
+pass_app: Callable[[Callable[..., Any]], Callable[..., Any]] = click.make_pass_decorator(App, ensure=True)
 
 
 def _choose_output(ctx: click.Context, _: click.Parameter, value: str | None) -> None:

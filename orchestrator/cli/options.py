@@ -12,7 +12,7 @@ from orchestrator.domain.units import parse_duration
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """`90s`, `30m`, `2h`, `1d`, as in plan files; a number of seconds for the command."""
 
     name = "duration"
@@ -26,7 +26,7 @@ class Duration(click.ParamType):
             self.fail(str(e), param, ctx)
 
 
-class PlanId(click.ParamType):
+class PlanId(click.ParamType[str]):
     """A plan's id, or its address in the API or the dashboard."""
 
     name = "id"
@@ -49,7 +49,9 @@ def wait_options(command: F) -> F:
     command = click.option("--timeout", type=Duration(), help="How long to wait, such as 2h; as long as it takes.")(
         command
     )
-    return click.option("--wait", is_flag=True, help="Wait for the plan's end; the exit code says how it went.")(command)
+    return click.option("--wait", is_flag=True, help="Wait for the plan's end; the exit code says how it went.")(
+        command
+    )
 
 
 def run(work: Coroutine[Any, Any, int]) -> None:

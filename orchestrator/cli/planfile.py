@@ -28,7 +28,9 @@ class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^-?(?:0|[1-9][0-9]*)$", re.A), list("-0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^-?(?:0|[1-9][0-9]*)\.[0-9]+$", re.A), list("-0123456789")
@@ -70,7 +72,9 @@ def load_plan_file(name: str) -> dict[str, Any]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise click.UsageError(f"{shown}: not UTF-8 text (byte {e.start})") from None
-    document = _parse_json(text, shown) if text.lstrip()[:1] == "{" and _is_json_name(name) else _parse_yaml(text, shown)
+    document = (
+        _parse_json(text, shown) if text.lstrip()[:1] == "{" and _is_json_name(name) else _parse_yaml(text, shown)
+    )
     if not isinstance(document, dict):
         raise click.UsageError(f"{shown}: a plan is a mapping with name, cloud, image and targets")
     return document

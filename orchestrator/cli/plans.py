@@ -200,7 +200,7 @@ def _action(name: str, text: str, *, waits: bool = False) -> click.Command:
     return click.command(name, help=text)(options.plan_id(options.reason(output_option(decorated))))
 
 
-ACTIONS = (
+_ACTIONS = (
     _action("pause", "Stop sending; what is in flight goes on."),
     _action("resume", "Go on after a pause or a halt; after a halt the failures so far are acknowledged."),
     _action("cancel", "Stop new work and let what is in flight finish."),
@@ -222,7 +222,9 @@ def _job_action(name: str, text: str) -> click.Command:
     decorated: Any = click.argument("servers", metavar="SERVER...", nargs=-1, required=True)(pass_app(act))
     if name == "resolve":
         choice = click.Choice(["applied", "not_applied", "give_up"])
-        decorated = click.option("--decision", type=choice, required=True, help="What became of the attempt.")(decorated)
+        decorated = click.option("--decision", type=choice, required=True, help="What became of the attempt.")(
+            decorated
+        )
         decorated = click.option("--attempt", type=click.IntRange(1), help="The attempt that was looked at.")(decorated)
     return click.command(name, help=text)(options.plan_id(options.reason(output_option(decorated))))
 
@@ -234,8 +236,11 @@ async def _act_on_jobs(app: App, plan_id: str, servers: Sequence[str], action: s
     return Exit.OK
 
 
-JOB_ACTIONS = (
+_JOB_ACTIONS = (
     _job_action("resolve", "Decide what became of servers whose rebuild is unresolved, or give up stuck ones."),
     _job_action("skip", "Leave servers out of a plan."),
     _job_action("acknowledge", "Say that a person looks after servers that are out, so that others may go on."),
 )
+
+COMMANDS = {str(command.name): command for command in (*_ACTIONS, *_JOB_ACTIONS)}
+"""The commands of this module that are made from a table."""

@@ -19,6 +19,11 @@ def _reason(item: Mapping[str, Any]) -> str:
     return ": ".join(str(part) for part in (reason.get("code"), reason.get("message")) if part)
 
 
+def _health(item: Mapping[str, Any]) -> str:
+    healthy = item.get("healthy")
+    return "not looked at" if healthy is None else "healthy" if healthy else "unhealthy"
+
+
 PLANS: tuple[Column, ...] = (
     field("id"),
     field("name"),
@@ -102,7 +107,7 @@ EVENTS: tuple[Column, ...] = (
 
 CLOUDS: tuple[Column, ...] = (
     field("name"),
-    ("health", lambda c: {True: "healthy", False: "unhealthy"}.get(c.get("healthy"), c.get("health") or "not looked at")),
+    ("health", _health),
     field("project", "project_id", name="project"),
     field("project", "region", name="region"),
     field("project", "paused", name="paused"),

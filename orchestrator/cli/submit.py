@@ -84,7 +84,9 @@ async def _say_preview(app: App, client: RebuildClient, plan: Plan) -> None:
 
 @click.command()
 @options.plan_file
-@click.option("--idempotency-key", metavar="K", help="The same key again finds the same plan. In CI there is a default.")
+@click.option(
+    "--idempotency-key", metavar="K", help="The same key again finds the same plan. In CI there is a default."
+)
 @click.option("--yes", "-y", is_flag=True, help="Don't ask.")
 @options.wait_options
 @output_option
@@ -205,10 +207,7 @@ async def _wait(app: App, plan_ids: list[str], timeout: float | None) -> int:
             return await wait_and_end(app, client, plans[0], timeout=timeout)
         async with _reattachable(app, *plan_ids):
             all_waited = await asyncio.gather(
-                *(
-                    wait_for(client, plan, Lines(app.say, prefix=f"{plan.id[-6:]} "), timeout=timeout)
-                    for plan in plans
-                )
+                *(wait_for(client, plan, Lines(app.say, prefix=f"{plan.id[-6:]} "), timeout=timeout) for plan in plans)
             )
         write_plans(app, [waited.plan for waited in all_waited])
         for waited in all_waited:

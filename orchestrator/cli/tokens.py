@@ -20,7 +20,7 @@ ACTOR = "rebuildctl"
 direct_option = click.option(
     "--direct",
     is_flag=True,
-    help="Work in the database of REBUILD_DATABASE_URL instead of over the API; so it is also where no REBUILD_TOKEN is set.",
+    help="Work in the database of REBUILD_DATABASE_URL, not over the API; the default where no REBUILD_TOKEN is set.",
 )
 
 
@@ -63,7 +63,8 @@ async def _create(app: App, name: str, *, direct: bool, role: str, **limits: Any
         document: dict[str, Any] = {**view.model_dump(mode="json"), "token": secret}
     else:
         async with app.client() as client:
-            document = (await client.create_token(name, role=role, **limits)).raw
+            expires = limits.pop("expires")
+            document = (await client.create_token(name, role=role, expires_at=expires, **limits)).raw
     if app.output is Output.TABLE:
         app.note(f"Token {document['name']} ({document['role']}), id {document['id']}; this is shown once:")
         print(document["token"])

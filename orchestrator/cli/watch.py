@@ -206,7 +206,9 @@ def say_end(app: App, waited: Waited) -> None:
     say_faults(app, plan)
     match waited.exit:
         case Exit.UNREACHABLE:
-            app.note(f"The API was away for {AWAY_SECONDS:.0f} s; the plan goes on. Wait again: rebuildctl wait {plan.id}")
+            app.note(
+                f"The API was away for {AWAY_SECONDS:.0f} s; the plan goes on. Wait again: rebuildctl wait {plan.id}"
+            )
         case Exit.TIMED_OUT:
             app.note(f"The wait timed out; the plan goes on ({plan.status}). Wait again: rebuildctl wait {plan.id}")
         case Exit.WAITS_FOR_PERSON if plan.status == PlanStatus.PAUSED:

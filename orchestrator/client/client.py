@@ -5,6 +5,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -164,7 +165,7 @@ class RebuildClient:
     async def follow(self, plan_id: str, *, after: int = 0, patience: float = 60.0) -> AsyncIterator[Event]:
         """A plan's events after that `seq`, each once and in order, as they happen.
 
-        Connects again where it was cut off; ends when the service has ended the stream of a final plan and has no more.
+        Connects again where it was cut off; ends when the plan has ended and the service has told all.
         Raises `ApiUnreachable` after `patience` seconds without contact.
         """
         seen, lost_at, pause = after, time.monotonic(), 0.2
@@ -182,6 +183,8 @@ class RebuildClient:
                         lost_at, pause = time.monotonic(), 0.2
                         async for message in parse_sse(answer.content):
                             lost_at = time.monotonic()
+                            if message.type == "end":
+                                return
                             event = _event(message.data)
                             if event is not None and event.seq > seen:
                                 seen = event.seq
@@ -212,7 +215,7 @@ class RebuildClient:
         role: str,
         clouds: Sequence[str] = (),
         max_targets: int | None = None,
-        expires_at: str | None = None,
+        expires_at: datetime | None = None,
     ) -> Token:
         """Makes a token; its secret stands only in this answer."""
         body: dict[str, Any] = {"name": name, "role": role}
@@ -221,7 +224,7 @@ class RebuildClient:
         if max_targets is not None:
             body["max_targets"] = max_targets
         if expires_at is not None:
-            body["expires_at"] = expires_at
+            body["expires_at"] = expires_at.isoformat()
         _, document = await self._transport.request("POST", "/v1/tokens", body=body)
         return Token.of(document)
 
@@ -234,8 +237,15 @@ class RebuildClient:
 
     async def is_ready(self) -> bool:
         """Whether the service says that it can work; one try, without a token's rights."""
+        return await self._answers("/readyz")
+
+    async def is_alive(self) -> bool:
+        """Whether the service answers at all; one try, without a token's rights."""
+        return await self._answers("/healthz")
+
+    async def _answers(self, path: str) -> bool:
         try:
-            await self._transport.request("GET", "/readyz", repeatable=False)
+            await self._transport.request("GET", path, repeatable=False)
         except (ApiUnreachable, ApiProblem):
             return False
         return True

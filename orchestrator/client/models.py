@@ -141,9 +141,14 @@ class Cloud(Document):
     """A cloud that the service may use."""
 
     name: str
-    project: Any = None
-    health: Any = None
-    limiter: Any = None
+    configured: bool = True
+    """Whether the service finds it in its clouds.yaml."""
+    project: dict[str, Any] | None = None
+    """`deployment`, `region`, `project_id`, `paused`, `paused_reason`; None until a worker has signed in."""
+    healthy: bool | None = None
+    error: str | None = None
+    checked_at: datetime | None = None
+    limiter: dict[str, Any] | None = None
 
 
 class Token(Document):

@@ -179,7 +179,7 @@ def _error_of(body: bytes) -> tuple[str, str, float | None]:
             code = inner.get("code")
             name = str(code) if key == "error" and isinstance(code, str) else str(key)
             return name, " ".join(str(inner.get("message") or "").split()), _seconds(inner.get("retryAfter"))
-    return "", str(value.get("message") or value.get("error_msg") or ""), None
+    return "", plain(str(value.get("message") or value.get("error_msg") or "")), None
 
 
 def _seconds(value: object) -> float | None:

@@ -188,7 +188,10 @@ def load_cloud(name: str, *, allowed: Sequence[str] = ()) -> CloudConfig:
             raise CloudUnknown(
                 f"No cloud named {name!r} in {where}" + (f"; known: {', '.join(known)}." if known else ".")
             )
-        settings = _settings(name, config.cloud_config["clouds"][name])
+        entry = config.cloud_config["clouds"][name]
+        settings = _settings(name, entry)
+        if isinstance(entry, Mapping):  # an empty key, which openstacksdk trips over, is an absent one
+            config.cloud_config["clouds"][name] = {k: v for k, v in entry.items() if v is not None}
         region = _region(config, name)
     notes = tuple(dict.fromkeys(str(w.message) for w in caught))
     for note in notes:

@@ -134,7 +134,7 @@ class Limiter:
         self._last_slot = 0.0
         self._owed = False
         self._last_429: float | None = None
-        self._local = LocalPace(self._rate)
+        self._local = LocalPace(self._rate * LOCAL_SHARE)
         self._used: list[float] = []
         self._clock = _Clock()
         self._away = False

@@ -60,7 +60,7 @@ class Server:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerPage:
-    """One page of a list, and the `Date` of the answer (the cloud's clock, to the second)."""
+    """One page of a list, and the `Date` of the answer (the cloud's clock, to the second; see `Answer.date`)."""
 
     servers: tuple[Server, ...]
     date: datetime
@@ -129,7 +129,8 @@ class Answer:
     http_status: int | None = None
     request_id: str | None = None
     date: datetime | None = None
-    """The answer's `Date`: the cloud's clock."""
+    """The cloud's clock, to the second: the answer's `Date`; without one (Nova under uwsgi sends none, and so does an
+    answer that never came) the clock carried on from the sign-in to just before the call."""
     message: str = ""
     """The cloud's own words, without the request's body; at most 500 characters."""
     retry_after: float | None = None

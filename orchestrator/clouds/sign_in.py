@@ -262,7 +262,7 @@ def _cause(said: str) -> str:
     known = re.search(
         r"(Connection refused|Name or service not known|Temporary failure in name resolution|No route to host"
         r"|Network is unreachable|Connection reset by peer|certificate verify failed: [\w ,'.-]+|WRONG_VERSION_NUMBER"
-        r"|nodename nor servname provided|Connection aborted)",
+        r"|nodename nor servname provided|Remote end closed connection|EOF occurred|Connection aborted)",
         said,
     )
     return f"({known[1]})" if known else ""

@@ -121,6 +121,7 @@ class Guard:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         guard = os.getpid()
+        before_exec, held_until_exec = os.pipe()
         # Blocked over the fork: a stop that comes before the exec waits, and then meets the default action.
         signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
         self.child = os.fork()
@@ -130,6 +131,8 @@ class Guard:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.close(held_until_exec)
+        os.read(before_exec, 1)  # ends with the exec: from then on the child leads a group that can be signalled
         _say(f"pid {self.child}")
         self._watch(wake)
         self._end_strays()

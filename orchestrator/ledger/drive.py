@@ -7,14 +7,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.decide import Decision
 from orchestrator.domain.gate import PlanFigures, WaveFigures
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.ledger.leases import drive_lease, guard
-from orchestrator.ledger.sql import columns_of, to_json, unnest
+from orchestrator.ledger.sql import columns_of, sql, to_json, unnest
 from orchestrator.ledger.tables import NO_WAVE
 from orchestrator.ledger.transitions import JobChange, JobKey, add_counts, lock_plans, move_jobs
 
@@ -105,7 +104,7 @@ class Ownership:
 async def due_projects(conn: AsyncConnection) -> list[DueProject]:
     """Projects that have plans to drive, each with one of the clouds that name it."""
     rows = await conn.execute(
-        text("""
+        sql("""
         SELECT p.id, p.deployment, min(pl.cloud) AS cloud,
                coalesce(bool_or(l.expires_at > clock_timestamp()), false) AS driven
         FROM plans pl JOIN projects p ON p.id = pl.project LEFT JOIN leases l ON l.name = 'drive:' || p.id
@@ -118,7 +117,7 @@ async def due_projects(conn: AsyncConnection) -> list[DueProject]:
 async def plans_of(conn: AsyncConnection, project: int) -> dict[UUID, DrivenPlan]:
     """The project's plans that are due."""
     rows = await conn.execute(
-        text("""
+        sql("""
         SELECT id, cloud, name, status, spec, user_data, image_id, max_in_flight, rate, max_errors, current_wave,
                go_epoch, acknowledged_failures, acknowledged_unresolved
         FROM plans WHERE project = :project AND due ORDER BY id"""),
@@ -148,7 +147,7 @@ class Pulse:
 async def pulse(conn: AsyncConnection, project: int) -> tuple[list[Pulse], bool]:
     """The due plans' states, and whether the project is paused."""
     rows = await conn.execute(
-        text("""
+        sql("""
         SELECT pl.id, pl.status, pl.go_epoch, pl.event_seq, p.paused
         FROM projects p LEFT JOIN plans pl ON pl.project = p.id AND pl.due WHERE p.id = :project ORDER BY pl.id"""),
         {"project": project},
@@ -164,13 +163,13 @@ async def figures(conn: AsyncConnection, plans: Sequence[DrivenPlan]) -> dict[UU
     ids = [p.id for p in plans]
     counts: dict[UUID, dict[int, dict[JobState, int]]] = defaultdict(lambda: defaultdict(dict))
     for r in await conn.execute(
-        text("SELECT plan_id, wave, state, n FROM job_counts WHERE plan_id = ANY(CAST(:ids AS uuid[])) AND n <> 0"),
+        sql("SELECT plan_id, wave, state, n FROM job_counts WHERE plan_id = ANY(CAST(:ids AS uuid[])) AND n <> 0"),
         {"ids": ids},
     ):
         counts[r.plan_id][r.wave][JobState(r.state)] = r.n
     waves: dict[UUID, list[WaveFigures]] = defaultdict(list)
     for r in await conn.execute(
-        text("""
+        sql("""
         SELECT plan_id, index AS number, name, size, max_errors, on_unresolved, resumed FROM waves
         WHERE plan_id = ANY(CAST(:ids AS uuid[])) ORDER BY plan_id, index"""),
         {"ids": ids},
@@ -190,7 +189,7 @@ async def figures(conn: AsyncConnection, plans: Sequence[DrivenPlan]) -> dict[UU
     causes: dict[UUID, dict[str, int]] = defaultdict(dict)
     if failing:
         for r in await conn.execute(
-            text("""
+            sql("""
             SELECT plan_id, coalesce(fingerprint, reason_code, 'unknown') AS cause, count(*) AS n FROM jobs
             WHERE plan_id = ANY(CAST(:ids AS uuid[])) AND state IN ('failed', 'stuck') GROUP BY 1, 2"""),
             {"ids": failing},
@@ -222,7 +221,7 @@ async def pending_jobs(
 ) -> list[ClaimedJob]:
     """Jobs of the waves up to `wave` that may be claimed now, locked; only those whose server the plan holds."""
     rows = await conn.execute(
-        text(f"""
+        sql(f"""
         SELECT {JOB_FIELDS}, NULL AS baseline, NULL AS request_id, NULL AS cloud_date, NULL AS answered_at
         FROM jobs j JOIN holds h ON h.deployment = :deployment AND h.server_id = j.server_id AND h.plan_id = j.plan_id
         WHERE j.plan_id = :plan AND j.state = 'pending' AND j.wave <= :wave
@@ -233,10 +232,20 @@ async def pending_jobs(
     return [_job(r) for r in rows]
 
 
+async def unfinished_servers(conn: AsyncConnection, project: int) -> set[str]:
+    """The servers that the project's due plans still have to do with."""
+    rows = await conn.execute(
+        sql("""
+        SELECT h.server_id FROM holds h JOIN plans p ON p.id = h.plan_id WHERE p.project = :project AND p.due"""),
+        {"project": project},
+    )
+    return {r.server_id for r in rows}
+
+
 async def next_due(conn: AsyncConnection, project: int) -> float | None:
     """Seconds until the next pending job's backoff is over; None: none waits."""
     row = await conn.execute(
-        text("""
+        sql("""
         SELECT extract(epoch FROM min(j.due_at) - clock_timestamp())
         FROM plans p JOIN jobs j ON j.plan_id = p.id AND j.state = 'pending' AND j.due_at IS NOT NULL
         WHERE p.project = :project AND p.due AND p.status = 'running' AND j.wave <= p.current_wave"""),
@@ -249,7 +258,7 @@ async def next_due(conn: AsyncConnection, project: int) -> float | None:
 async def moving_jobs(conn: AsyncConnection, project: int) -> list[ClaimedJob]:
     """Everything of the project that is neither pending nor final, with its newest attempt: for a new driver."""
     rows = await conn.execute(
-        text(f"""
+        sql(f"""
         SELECT {JOB_FIELDS}, a.baseline, a.request_id, a.cloud_date, a.answered_at
         FROM plans p JOIN jobs j ON j.plan_id = p.id
           AND j.state IN ('checking', 'draining', 'sending', 'resolving', 'rebuilding', 'verifying', 'configuring',
@@ -280,7 +289,7 @@ async def commit_intents(
     holds its server, and the job is still `checking`. Raises `LeaseLost`.
     """
     await guard(conn, own.lease, own.fence, unexpired=True)
-    paused = (await conn.execute(text("SELECT paused FROM projects WHERE id = :id"), {"id": own.project})).scalar_one()
+    paused = (await conn.execute(sql("SELECT paused FROM projects WHERE id = :id"), {"id": own.project})).scalar_one()
     if paused:
         return set()
     plans = await lock_plans(conn, [i.plan_id for i in intents])
@@ -305,7 +314,7 @@ async def commit_intents(
     )
     if through:
         await conn.execute(
-            text(f"""
+            sql(f"""
             WITH i AS (SELECT * FROM {unnest("t", columns)}), counted AS (
               UPDATE jobs j SET attempts = i.number, previous_image = coalesce(i.previous_image, j.previous_image)
               FROM i WHERE j.plan_id = i.plan_id AND j.ord = i.ord)
@@ -320,7 +329,7 @@ async def _held(conn: AsyncConnection, deployment: str, intents: Sequence[Intent
     if not intents:
         return set()
     rows = await conn.execute(
-        text("""
+        sql("""
         SELECT plan_id, server_id FROM holds
         WHERE deployment = :deployment AND server_id = ANY(CAST(:ids AS text[])) ORDER BY server_id FOR SHARE"""),
         {"deployment": deployment, "ids": [i.server_id for i in intents]},
@@ -330,9 +339,9 @@ async def _held(conn: AsyncConnection, deployment: str, intents: Sequence[Intent
 
 async def enter_wave(conn: AsyncConnection, plan_id: UUID, wave: int) -> None:
     """The plan goes on to `wave`; its row is locked."""
-    await conn.execute(text("UPDATE plans SET current_wave = :w WHERE id = :id"), {"w": wave, "id": plan_id})
+    await conn.execute(sql("UPDATE plans SET current_wave = :w WHERE id = :id"), {"w": wave, "id": plan_id})
     await conn.execute(
-        text("""
+        sql("""
         UPDATE waves SET started_at = CASE WHEN index = :w THEN coalesce(started_at, now()) ELSE started_at END,
           finished_at = CASE WHEN index < :w THEN coalesce(finished_at, now()) ELSE finished_at END
         WHERE plan_id = :id"""),
@@ -343,7 +352,7 @@ async def enter_wave(conn: AsyncConnection, plan_id: UUID, wave: int) -> None:
 async def replenish_wave(conn: AsyncConnection, plan_id: UUID, wave: int, places: int) -> int:
     """Moves the next pending jobs of later waves into `wave`, whose own jobs were all skipped; how many came."""
     rows = await conn.execute(
-        text("""
+        sql("""
         WITH chosen AS (
           SELECT ord, wave FROM jobs WHERE plan_id = :id AND wave > :wave AND state = 'pending'
           ORDER BY wave, ord LIMIT :places FOR UPDATE
@@ -361,7 +370,7 @@ async def replenish_wave(conn: AsyncConnection, plan_id: UUID, wave: int, places
     deltas[plan_id, wave, JobState.PENDING.value] = total
     await add_counts(conn, deltas)
     await conn.execute(
-        text("""
+        sql("""
         UPDATE waves SET size = size + CASE index WHEN :wave THEN :total ELSE -:total END
         WHERE plan_id = :id AND index IN (:wave, :last)"""),
         {"id": plan_id, "wave": wave, "total": total, "last": max(w for w, _ in taken)},
@@ -372,7 +381,7 @@ async def replenish_wave(conn: AsyncConnection, plan_id: UUID, wave: int, places
 async def sweepable_jobs(conn: AsyncConnection, plan_id: UUID, limit: int = 1000) -> list[tuple[int, str | None]]:
     """Pending jobs of a plan that is being cancelled: (place, server id), locked."""
     rows = await conn.execute(
-        text("""
+        sql("""
         SELECT ord, server_id FROM jobs WHERE plan_id = :id AND state = 'pending' ORDER BY ord LIMIT :limit
         FOR UPDATE"""),
         {"id": plan_id, "limit": limit},
@@ -385,11 +394,11 @@ async def publish_limiter(
 ) -> None:
     """The limiter's state for the dashboard, and what the next driver should start from."""
     await conn.execute(
-        text("UPDATE clouds SET limiter = CAST(:state AS jsonb) WHERE project = :project"),
+        sql("UPDATE clouds SET limiter = CAST(:state AS jsonb) WHERE project = :project"),
         {"state": to_json(dict(state)), "project": project},
     )
     await conn.execute(
-        text("""
+        sql("""
         UPDATE projects SET learned_write_rate = :rate,
           learned_rebuild_seconds = coalesce(:seconds, learned_rebuild_seconds) WHERE id = :id"""),
         {"rate": learned_rate, "seconds": learned_seconds, "id": project},
@@ -400,7 +409,7 @@ async def project_learned(conn: AsyncConnection, project: int) -> tuple[float | 
     """The write rate (calls per second) and the median rebuild duration (seconds) that earlier drivers learned."""
     row = (
         await conn.execute(
-            text("SELECT learned_write_rate, learned_rebuild_seconds FROM projects WHERE id = :id"), {"id": project}
+            sql("SELECT learned_write_rate, learned_rebuild_seconds FROM projects WHERE id = :id"), {"id": project}
         )
     ).one()
     return row[0], row[1]

@@ -51,11 +51,15 @@ async def events_after(conn: AsyncConnection, plan_id: UUID, after: int, limit: 
     """Events with numbers above `after`, in their order."""
     return _records(
         await conn.execute(
-            select(*_COLUMNS)
-            .where(Event.plan_id == plan_id, Event.seq > after)
-            .order_by(Event.seq)
-            .limit(limit)
+            select(*_COLUMNS).where(Event.plan_id == plan_id, Event.seq > after).order_by(Event.seq).limit(limit)
         )
+    )
+
+
+async def latest_events(conn: AsyncConnection, plan_id: UUID, limit: int) -> list[EventRecord]:
+    """The newest `limit` events of a plan, the newest first."""
+    return _records(
+        await conn.execute(select(*_COLUMNS).where(Event.plan_id == plan_id).order_by(Event.seq.desc()).limit(limit))
     )
 
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.ledger.sql import sql
 
 CONFLICTS_SHOWN = 1000
 """How many conflicts are itemised; more are only counted."""
@@ -26,7 +27,7 @@ async def take_holds(conn: AsyncConnection, deployment: str, plan_id: UUID) -> t
     The plan row must be locked. Where anything is returned, the caller rolls back or settles it.
     """
     await conn.execute(
-        text("""
+        sql("""
         INSERT INTO holds (deployment, server_id, plan_id)
         SELECT :deployment, server_id, plan_id FROM jobs
         WHERE plan_id = :plan AND state = 'pending' AND server_id IS NOT NULL
@@ -35,7 +36,7 @@ async def take_holds(conn: AsyncConnection, deployment: str, plan_id: UUID) -> t
         {"deployment": deployment, "plan": plan_id},
     )
     rows = await conn.execute(
-        text("""
+        sql("""
         SELECT j.server_id, h.plan_id, p.name
         FROM jobs j JOIN holds h ON h.deployment = :deployment AND h.server_id = j.server_id
         JOIN plans p ON p.id = h.plan_id
@@ -49,7 +50,7 @@ async def take_holds(conn: AsyncConnection, deployment: str, plan_id: UUID) -> t
 async def who_holds(conn: AsyncConnection, deployment: str, server_ids: Sequence[str]) -> tuple[HeldElsewhere, ...]:
     """Which of these servers a started plan holds: a look, nothing is taken."""
     rows = await conn.execute(
-        text("""
+        sql("""
         SELECT h.server_id, h.plan_id, p.name FROM holds h JOIN plans p ON p.id = h.plan_id
         WHERE h.deployment = :deployment AND h.server_id = ANY(CAST(:ids AS text[]))
         ORDER BY h.server_id LIMIT :shown"""),
@@ -61,6 +62,6 @@ async def who_holds(conn: AsyncConnection, deployment: str, server_ids: Sequence
 async def release_plan_holds(conn: AsyncConnection, plan_id: UUID) -> None:
     """Gives back every hold of a plan that ended without having started anything for these servers."""
     await conn.execute(
-        text("DELETE FROM holds WHERE plan_id = :plan"),
+        sql("DELETE FROM holds WHERE plan_id = :plan"),
         {"plan": plan_id},
     )

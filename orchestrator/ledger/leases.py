@@ -1,9 +1,9 @@
 """Leases with fencing numbers. A row is never deleted, so that a fence never repeats."""
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.errors import LeaseLost
+from orchestrator.ledger.sql import sql
 
 
 def drive_lease(project: int) -> str:
@@ -19,7 +19,7 @@ def prepare_lease(plan_id: object) -> str:
 async def acquire(conn: AsyncConnection, name: str, holder: str, seconds: float) -> int | None:
     """Takes the lease if it is free or expired: its new fence, or None while another holds it."""
     row = await conn.execute(
-        text("""
+        sql("""
         INSERT INTO leases AS l (name, holder, fence, acquired_at, expires_at)
         VALUES (:name, :holder, 1, clock_timestamp(), clock_timestamp() + make_interval(secs => :seconds))
         ON CONFLICT (name) DO UPDATE
@@ -36,7 +36,7 @@ async def acquire(conn: AsyncConnection, name: str, holder: str, seconds: float)
 async def renew(conn: AsyncConnection, name: str, fence: int, seconds: float) -> bool:
     """Prolongs the lease; False: another has it."""
     result = await conn.execute(
-        text("""
+        sql("""
         UPDATE leases SET expires_at = clock_timestamp() + make_interval(secs => :seconds)
         WHERE name = :name AND fence = :fence"""),
         {"name": name, "fence": fence, "seconds": seconds},
@@ -47,7 +47,7 @@ async def renew(conn: AsyncConnection, name: str, fence: int, seconds: float) ->
 async def release(conn: AsyncConnection, name: str, fence: int) -> None:
     """Gives the lease back, so that the next one need not wait for its end."""
     await conn.execute(
-        text("UPDATE leases SET expires_at = '-infinity' WHERE name = :name AND fence = :fence"),
+        sql("UPDATE leases SET expires_at = '-infinity' WHERE name = :name AND fence = :fence"),
         {"name": name, "fence": fence},
     )
 
@@ -60,7 +60,7 @@ async def guard(conn: AsyncConnection, name: str, fence: int, *, unexpired: bool
     """
     alive = " AND expires_at > clock_timestamp()" if unexpired else ""
     row = await conn.execute(
-        text(f"SELECT 1 FROM leases WHERE name = :name AND fence = :fence{alive} FOR SHARE"),  # noqa: S608
+        sql(f"SELECT 1 FROM leases WHERE name = :name AND fence = :fence{alive} FOR SHARE"),  # noqa: S608
         {"name": name, "fence": fence},
     )
     if row.first() is None:

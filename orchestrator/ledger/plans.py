@@ -83,9 +83,7 @@ async def plan_record(conn: AsyncConnection, plan_id: UUID) -> PlanRecord | None
     return None if row is None else _record(row)
 
 
-async def plan_page(
-    conn: AsyncConnection, wanted: PlanFilter, *, before: UUID | None, limit: int
-) -> list[PlanRecord]:
+async def plan_page(conn: AsyncConnection, wanted: PlanFilter, *, before: UUID | None, limit: int) -> list[PlanRecord]:
     """Plans, the newest first (their ids are in order of time), from below `before` on."""
     query = _plans().order_by(Plan.id.desc()).limit(limit)
     if before is not None:

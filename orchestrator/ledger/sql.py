@@ -1,11 +1,18 @@
 """How the ledger's statements take lists: one array parameter a column, unnested into rows."""
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+@functools.cache
+def sql(statement: str) -> TextClause:
+    """A statement parsed once: the hot ones run a hundred times a second."""
+    return text(statement)
 
 
 def unnest(alias: str, columns: Mapping[str, str]) -> str:

@@ -11,12 +11,11 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.decide import Decision, Reason
 from orchestrator.domain.states import JobState, PlanStatus
-from orchestrator.ledger.sql import columns_of, to_json, unnest
+from orchestrator.ledger.sql import columns_of, sql, to_json, unnest
 from orchestrator.ledger.tables import NO_WAVE
 
 JobKey = tuple[UUID, int]
@@ -83,7 +82,7 @@ class NewEvent:
 async def lock_plans(conn: AsyncConnection, plan_ids: Iterable[UUID]) -> dict[UUID, LockedPlan]:
     """Locks plan rows in the order of their ids; ids that are not there are left out."""
     rows = await conn.execute(
-        text("""
+        sql("""
         SELECT id, status, go_epoch, event_seq FROM plans
         WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE"""),
         {"ids": list(set(plan_ids))},
@@ -113,14 +112,14 @@ async def move_jobs(conn: AsyncConnection, deployment: str, changes: Sequence[Jo
     if ending:
         await _lock_holds(conn, deployment, ending)
     await conn.execute(
-        text(f"""
+        sql(f"""
         SELECT 1 FROM jobs j JOIN {unnest("i", {"plan_id": "uuid", "ord": "int"})}
           ON j.plan_id = i.plan_id AND j.ord = i.ord
         ORDER BY j.plan_id, j.ord FOR UPDATE OF j"""),  # noqa: S608
         columns_of({"plan_id": "uuid", "ord": "int"}, list(by_key)),
     )
     rows = await conn.execute(
-        text(f"""
+        sql(f"""
         UPDATE jobs j SET state = i.state, reason_code = i.reason_code, reason_message = i.reason_message,
           fingerprint = i.fingerprint, due_at = i.due_at,
           deadline_at = coalesce(i.deadline_at, j.deadline_at),
@@ -176,7 +175,7 @@ async def add_counts(conn: AsyncConnection, deltas: Mapping[tuple[UUID, int, str
     if not rows:
         return
     await conn.execute(
-        text(f"""
+        sql(f"""
         INSERT INTO job_counts AS c (plan_id, wave, state, n)
         SELECT plan_id, wave, state, n FROM {unnest("i", columns)}
         ON CONFLICT (plan_id, wave, state) DO UPDATE SET n = c.n + excluded.n"""),  # noqa: S608
@@ -195,7 +194,7 @@ async def _record_answers(conn: AsyncConnection, changes: Sequence[JobChange]) -
     if not rows:
         return
     await conn.execute(
-        text(f"""
+        sql(f"""
         UPDATE attempts a SET answered_at = clock_timestamp(), classification = i.classification,
           http_status = coalesce(i.http_status, a.http_status), request_id = coalesce(i.request_id, a.request_id),
           cloud_date = coalesce(i.cloud_date, a.cloud_date), message = i.message,
@@ -219,7 +218,7 @@ async def _note_last_rebuilds(conn: AsyncConnection, deployment: str, changes: S
     if sent:
         columns = {"server_id": "text", "plan_id": "uuid", "state": "text"}
         await conn.execute(
-            text(f"""
+            sql(f"""
             INSERT INTO last_rebuilds (deployment, server_id, plan_id, state, at)
             SELECT :deployment, server_id, plan_id, state, now() FROM {unnest("i", columns)} ORDER BY server_id
             ON CONFLICT (deployment, server_id) DO UPDATE
@@ -229,7 +228,7 @@ async def _note_last_rebuilds(conn: AsyncConnection, deployment: str, changes: S
         )
     if undone:
         await conn.execute(
-            text("""
+            sql("""
             DELETE FROM last_rebuilds WHERE deployment = :deployment AND server_id = ANY(CAST(:ids AS text[]))
               AND state = 'sending'"""),
             {"deployment": deployment, "ids": undone},
@@ -238,7 +237,7 @@ async def _note_last_rebuilds(conn: AsyncConnection, deployment: str, changes: S
 
 async def _lock_holds(conn: AsyncConnection, deployment: str, server_ids: Sequence[str]) -> None:
     await conn.execute(
-        text("""
+        sql("""
         SELECT 1 FROM holds WHERE deployment = :deployment AND server_id = ANY(CAST(:ids AS text[]))
         ORDER BY server_id FOR UPDATE"""),
         {"deployment": deployment, "ids": list(server_ids)},
@@ -249,7 +248,7 @@ async def _drop_holds(
     conn: AsyncConnection, deployment: str, server_ids: Sequence[str], plan_ids: Iterable[UUID]
 ) -> None:
     await conn.execute(
-        text("""
+        sql("""
         DELETE FROM holds WHERE deployment = :deployment AND server_id = ANY(CAST(:ids AS text[]))
           AND plan_id = ANY(CAST(:plans AS uuid[]))"""),
         {"deployment": deployment, "ids": list(server_ids), "plans": list(plan_ids)},
@@ -265,7 +264,7 @@ async def append_events(conn: AsyncConnection, events: Sequence[NewEvent]) -> No
         per_plan[e.plan_id] += 1
     counts = {"plan_id": "uuid", "n": "bigint"}
     rows = await conn.execute(
-        text(f"""
+        sql(f"""
         UPDATE plans p SET event_seq = p.event_seq + i.n FROM {unnest("i", counts)}
         WHERE p.id = i.plan_id RETURNING p.id, p.event_seq - i.n AS last"""),  # noqa: S608
         columns_of(counts, sorted(per_plan.items())),
@@ -281,7 +280,7 @@ async def append_events(conn: AsyncConnection, events: Sequence[NewEvent]) -> No
                         e.reason.code if e.reason else None, e.reason.message if e.reason else None,
                         dict(e.data) if e.data is not None else None))  # fmt: skip
     await conn.execute(
-        text(f"""
+        sql(f"""
         INSERT INTO events (plan_id, seq, server_id, type, from_state, to_state, actor, reason_code, reason_message,
                             data)
         SELECT plan_id, seq, server_id, type, from_state, to_state, actor, reason_code, reason_message,
@@ -327,7 +326,7 @@ async def move_plan(conn: AsyncConnection, move: PlanMove) -> bool:
     """Applies a plan's transition if its status is the expected one; False otherwise."""
     status = move.status
     result = await conn.execute(
-        text("""
+        sql("""
         UPDATE plans SET status = :status, reason_code = :code, reason_message = :message,
           faults = coalesce(CAST(:faults AS jsonb), faults),
           go_epoch = go_epoch + :bump,

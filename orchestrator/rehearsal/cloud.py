@@ -163,12 +163,12 @@ class RehearsalCloud:
         """Accepts a rebuild, or refuses it. The body's form was checked before; the order of checks is Nova's."""
         self._unlocked(caller, server)
         self._free(server, "rebuild", REBUILD_FROM)
-        if asked.get("key_name") is not None:
+        if asked.get("key_name") not in (None, *self.config.key_names):
             raise bad_request("Invalid key_name provided.")
         image_id = str(asked["imageRef"])
         old_image = server.image
         self._check_image(image_id)
-        if server.volume is not None and caller.minor < 93 and image_id.lower() != old_image:
+        if server.volume is not None and caller.minor < 93 and image_id.lower() != old_image.lower():
             raise bad_request(
                 f"Image {image_id} is unacceptable: Unable to rebuild with a different image for a "
                 "volume-backed server."
@@ -179,7 +179,7 @@ class RehearsalCloud:
                 raise forbidden(f"Maximum number of metadata items exceeds {MAX_METADATA}")
             server.metadata = dict(metadata)
         server.name = str(asked.get("name", server.name)).strip()
-        server.image = image_id if image_id in self.images else image_id.lower()
+        server.image = image_id
         for field, attribute in _PLAIN_FIELDS.items():
             if field in asked:
                 setattr(server, attribute, asked[field])
@@ -292,7 +292,7 @@ class RehearsalCloud:
             raise conflict(f"{said} task_state {server.task}")
 
     def _check_image(self, image_id: str) -> None:
-        image = self.images.get(image_id) or self.images.get(image_id.lower())
+        image = self.images.get(image_id.lower())
         if image is None:
             raise bad_request("Cannot find image for rebuild")
         if image.status != "active":

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestrator.rehearsal import listing, validation
-from orchestrator.rehearsal.cloud import VERBS, Refusal, bad_request, conflict, not_found
+from orchestrator.rehearsal.cloud import VERBS, Refusal, bad_request, not_found
 from orchestrator.rehearsal.nova import Call, NoSuchPath, Reply, Route
 from orchestrator.rehearsal.state import Server, VmState
 from orchestrator.rehearsal.validation import invalid, invalid_query
@@ -97,8 +97,6 @@ def _rebuild(call: Call, asked: Any) -> Reply:
     shown["adminPass"] = fields.get("adminPass", secrets.token_urlsafe(9))
     if call.minor >= 57:
         shown["user_data"] = server.user_data
-    if server.volume is None:
-        shown["image"] = {**shown["image"], "id": fields["imageRef"]}
     return Reply(status=202, document={"server": shown}, headers=(("Location", _location(call, server)),))
 
 
@@ -230,8 +228,6 @@ def replace_tags(call: Call) -> Reply:
         raise not_found("The resource could not be found.")
     wanted = validation.tags(validation.required(call.json(), "tags"))
     server = _tagged(call)
-    if server.task is not None and server.vm_state is VmState.DELETED:
-        raise conflict(f"Instance {server.id} is gone")
     call.cloud.set_tags(server, wanted)
     return Reply(document={"tags": server.tags})
 

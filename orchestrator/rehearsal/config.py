@@ -119,6 +119,8 @@ class RehearsalConfig:
     tags: tuple[str, ...] = ()
     network: str | None = "10.20.0.0/16"
     """Where the servers' addresses are from; 127.0.0.0/8 gives probes something that can answer. None: no addresses."""
+    key_names: tuple[str, ...] = ("rehearsal",)
+    """Key pairs that a rebuild may name."""
     disk: int = 20
     """GiB of the only flavor."""
     users: tuple[RehearsalUser, ...] = USERS

@@ -88,9 +88,9 @@ class Hosts:
         seconds = self._rng.uniform(*self._config.seconds_range)
         lag = self._config.action_lag
         conductor = action.begin("rebuild_server", action.start, server.host_id)
-        image = self._images.get(server.image)
+        image = self._images.get(server.image.lower())
         now = yield 0.02 * seconds
-        unrunnable = image is not None and not image.runnable and server.image != order.old_image
+        unrunnable = image is not None and not image.runnable and server.image.lower() != order.old_image.lower()
         if order.fails_by(FaultKind.NO_VALID_HOST) or unrunnable:
             server.image = order.old_image
             server.fail(now, NO_VALID_HOST)
@@ -103,7 +103,7 @@ class Hosts:
         now = yield 0.08 * seconds
         event = action.begin("compute_rebuild_instance", now, server.host_id)
         now = yield 0.2 * seconds
-        if order.fails_by(FaultKind.IMAGE_GONE) or server.image not in self._images:
+        if order.fails_by(FaultKind.IMAGE_GONE) or server.image.lower() not in self._images:
             server.enter(now, task=None)
             account.ended(server.id, succeeded=False)
             action.end(event, (yield lag), failed=True)

@@ -146,7 +146,8 @@ class Server:
     updated: float
     launched_at: float
     image: str
-    """Of a volume-booted server: the image that its volume was made from, which Nova does not show."""
+    """As the call that set it wrote it, capitals too (seen on Zed). Of a volume-booted server: the image that its
+    volume was made from, which Nova does not show."""
     zone: str
     host_id: str
     metadata: dict[str, str]

@@ -86,3 +86,12 @@ async def work(engine: AsyncEngine) -> Work:
             jobs=await unfinished_jobs_by_state(conn),
             limiters={name: c.limiter for name, c in clouds.items() if c.limiter is not None},
         )
+
+
+async def work_if_there(engine: AsyncEngine) -> Work | None:
+    """As `work`; None while the ledger can't be read."""
+    try:
+        async with asyncio.timeout(PING_SECONDS):
+            return await work(engine)
+    except (SQLAlchemyError, OSError):
+        return None

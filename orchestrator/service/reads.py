@@ -13,6 +13,7 @@ from orchestrator.domain.spec import UserData, server_document
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.errors import Fault, NotFound
 from orchestrator.ledger.events import events_after, server_events
+from orchestrator.ledger.events import latest_events as ledger_latest_events
 from orchestrator.ledger.jobs import JobFilter, attempts_of, explicit_targets, job_of_server, job_page
 from orchestrator.ledger.plans import PlanFilter, PlanRecord, plan_page, plan_record, plan_spec
 from orchestrator.service.deps import Deps
@@ -78,9 +79,7 @@ async def list_jobs(
         wanted = JobFilter(states=states, wave=wave, cause=cause, q=q)
         records = await job_page(conn, plan_id, wanted, after=after, limit=limit + 1)
     shown = records[:limit]
-    return Page(
-        items=[job_fields(r) for r in shown], next=_cursor(shown[-1].ord) if len(records) > limit else None
-    )
+    return Page(items=[job_fields(r) for r in shown], next=_cursor(shown[-1].ord) if len(records) > limit else None)
 
 
 async def get_job(deps: Deps, principal: Principal, plan_id: UUID, server_id: str) -> JobDetailView:
@@ -109,9 +108,15 @@ async def list_events(
         await _readable(conn, principal, plan_id)
         records = await events_after(conn, plan_id, after, limit + 1)
     shown = records[:limit]
-    return Page(
-        items=[event_view(r) for r in shown], next=_cursor(shown[-1].seq) if len(records) > limit else None
-    )
+    return Page(items=[event_view(r) for r in shown], next=_cursor(shown[-1].seq) if len(records) > limit else None)
+
+
+async def latest_events(deps: Deps, principal: Principal, plan_id: UUID, limit: int) -> tuple[list[EventView], int]:
+    """A plan's newest events, the newest first, and the number of the newest (0: there is none)."""
+    async with deps.engine.connect() as conn:
+        await _readable(conn, principal, plan_id)
+        records = await ledger_latest_events(conn, plan_id, limit)
+    return [event_view(r) for r in records], records[0].seq if records else 0
 
 
 async def need_readable(deps: Deps, principal: Principal, plan_id: UUID) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
@@ -54,6 +54,11 @@ class Tail:
         """How many streams there are."""
         return sum(len(listeners) for listeners in self._listeners.values())
 
+    @property
+    def closed(self) -> bool:
+        """Whether all streams were ended."""
+        return self._closed
+
     async def run(self) -> None:
         """Reads until cancelled; a ledger that is away is asked again."""
         while True:
@@ -77,7 +82,7 @@ class Tail:
 
     async def follow(
         self, plan_id: UUID, after: int, *, silence: float
-    ) -> AsyncIterator[Sequence[EventView] | None]:
+    ) -> AsyncGenerator[Sequence[EventView] | None, None]:
         """Batches of the plan's events after number `after`, each event once and in order.
 
         None after `silence` seconds without any. It ends when the plan has ended and all was told, or on `close`.
@@ -102,9 +107,7 @@ class Tail:
                 del self._listeners[plan_id]
                 self._known.pop(plan_id, None)
 
-    async def _next(
-        self, listener: _Listener, plan_id: UUID, after: int, silence: float
-    ) -> Sequence[EventView] | None:
+    async def _next(self, listener: _Listener, plan_id: UUID, after: int, silence: float) -> Sequence[EventView] | None:
         """What comes after `after`: nothing yet (an empty one), or None for silence."""
         if listener.head is None or listener.head.seq <= after:
             with contextlib.suppress(TimeoutError):
@@ -134,7 +137,9 @@ class Tail:
                 records: list[EventRecord] = []
                 if known is not None:
                     records = await events_after(conn, plan_id, known, BATCH)
-                    self.lag_seconds = max(0.0, (datetime.now(UTC) - records[-1].at).total_seconds()) if records else 0.0
+                    self.lag_seconds = (
+                        max(0.0, (datetime.now(UTC) - records[-1].at).total_seconds()) if records else 0.0
+                    )
                 self._known[plan_id] = head.seq
                 batch = [event_view(r) for r in records]
                 for listener in self._listeners.get(plan_id, ()):

@@ -85,7 +85,7 @@ def test_every_row_of_the_table_is_met_by_a_case() -> None:
     for _, status, body, _, _ in ROWS:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         key = next(iter(json.loads(raw)), "") if raw.startswith(b"{") and raw.endswith(b"}") else ""
-        inner = json.loads(raw)[key] if key else ""
+        inner: Any = json.loads(raw)[key] if key else ""
         message = inner.get("message", "") if isinstance(inner, dict) else ""
         name = inner["code"] if key == "error" and isinstance(inner["code"], str) else key
         met.add(next(i for i, row in enumerate(TABLE) if row.fits(status, name, message)))
@@ -137,6 +137,9 @@ def test_messages_are_short_and_plain() -> None:
     assert len(long.message) == MESSAGE_LIMIT
     page = classify(502, CIMultiDict(), b"<html><head><style>b{}</style></head><h1>Bad\nGateway</h1></html>")
     assert page.message == "Bad Gateway"
+    webob = {"message": "Request is too large.<br /><br />\n\n\n", "code": "413 Too Large", "title": "Too Large"}
+    large = classify(413, CIMultiDict(), json.dumps(webob).encode())
+    assert large.message == "The request is too large for the cloud. Request is too large."
 
 
 def test_a_404_of_a_wrong_path_says_so() -> None:

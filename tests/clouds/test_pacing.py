@@ -1,15 +1,17 @@
 """The shared limiter on a real Valkey: it paces across processes, never bursts, slows down once and climbs back."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
 
 from orchestrator.clouds import pacing
-from orchestrator.clouds.pacing import Limiter, LocalPace, Permit, make_redis
+from orchestrator.clouds.pacing import Limiter, LocalPace, Permit, _Clock, make_redis
 from tests.clouds.raw import Connection, raw_server
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -33,7 +35,7 @@ async def away() -> AsyncIterator["aioredis.Redis"]:
 
 def gaps(permits: list[Permit]) -> list[float]:
     times = sorted(p.at for p in permits)
-    return [b - a for a, b in zip(times, times[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(times)]
 
 
 async def test_slots_are_evenly_spaced_and_begin_now(valkey: "aioredis.Redis") -> None:
@@ -87,16 +89,32 @@ async def test_missed_slots_are_lost_and_no_burst_follows(valkey: "aioredis.Redi
 async def test_a_stalled_exchange_does_not_move_the_slots(valkey: "aioredis.Redis") -> None:
     """What Redis said before the loop stalled counts from when it was said."""
     limiter = Limiter(valkey, "p|write", 100.0)
-    await limiter.reserve(1)
-    task = asyncio.create_task(limiter.reserve(5))  # type: ignore[arg-type]
-    await asyncio.sleep(0)
-    sent = time.monotonic()
-    time.sleep(0.15)  # noqa: ASYNC251  the stall, with the request on its way
-    stalled = await task
-    if not limiter.degraded:
-        assert stalled[0].at < sent + 0.16
+    first = await limiter.reserve(1)
+    script = limiter._reserve
+
+    async def stalled_script(**given: Any) -> Any:
+        answer = await script(**given)
+        time.sleep(0.15)  # noqa: ASYNC251  the stall
+        return answer
+
+    limiter._reserve = stalled_script  # type: ignore[assignment]
+    stalled = await limiter.reserve(5)
+    limiter._reserve = script
     following = await limiter.reserve(5)
-    assert gaps([*stalled, *following]) and min(gaps([*stalled, *following])) >= 0.0099 or limiter.degraded
+    assert not limiter.degraded
+    assert limiter.late(stalled[0])
+    assert gaps([*first, *stalled])[:5] == pytest.approx([0.01] * 5, abs=0.005)
+    assert min(gaps([*stalled, *following])) >= 0.0095
+
+
+def test_redis_clock_is_known_from_its_tightest_exchange() -> None:
+    clock = _Clock()
+    clock.sample(1000.0, 10.0, 10.001)
+    assert clock.local(1001.0) == pytest.approx(11.0, abs=0.001)
+    clock.sample(1005.0, 15.0, 15.4)  # a stall: the answer may be anything from 0 to 0.4 s old
+    assert clock.local(1001.0) == pytest.approx(11.0, abs=0.001)
+    clock.sample(500.0, 20.0, 20.001)  # another server took over, with another clock
+    assert clock.local(501.0) == pytest.approx(21.0, abs=0.001)
 
 
 async def test_only_what_lies_within_the_horizon_is_handed_out(valkey: "aioredis.Redis") -> None:

@@ -234,6 +234,13 @@ async def test_a_stranger_and_the_projects_reader_see_what_nova_lets_them() -> N
         assert (await caller.rebuild(caller.ids[0], caller.images[1]))[0] == 202
 
 
+async def test_a_key_pair_that_the_user_has_is_taken_and_shown() -> None:
+    async with rehearsed(RehearsalConfig(servers=1, key_names=("ops",))) as caller:
+        assert (await caller.rebuild(caller.ids[0], caller.images[1], key_name="other"))[0] == 400
+        assert (await caller.rebuild(caller.ids[0], caller.images[1], key_name="ops"))[0] == 202
+        assert (await caller.server(caller.ids[0]))["key_name"] == "ops"
+
+
 async def test_preserving_an_ephemeral_disk_is_accepted_and_then_fails() -> None:
     async with rehearsed(TEN) as caller:
         assert (await caller.rebuild(caller.ids[0], caller.images[1], preserve_ephemeral="on"))[0] == 202

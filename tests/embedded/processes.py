@@ -76,7 +76,9 @@ async def parent(state_dir: Path, *, uid: int | None = None, python: str = sys.e
         stdout=asyncio.subprocess.PIPE,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
         cwd="/",
-        **({} if uid is None else {"user": uid, "group": uid, "extra_groups": []}),
+        user=uid,
+        group=uid,
+        extra_groups=None if uid is None else [],
     )
     assert process.stdin is not None
     assert process.stdout is not None

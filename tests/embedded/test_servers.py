@@ -39,7 +39,7 @@ async def put(urls: EmbeddedUrls, value: int) -> None:
     finally:
         await conn.close()
     async with redis.Redis.from_url(urls.redis_url) as client:
-        await client.rpush("kept", value)  # type: ignore[misc]
+        await client.rpush("kept", value)
 
 
 async def kept(urls: EmbeddedUrls) -> tuple[list[int], list[int]]:
@@ -49,7 +49,7 @@ async def kept(urls: EmbeddedUrls) -> tuple[list[int], list[int]]:
     finally:
         await conn.close()
     async with redis.Redis.from_url(urls.redis_url) as client:
-        return rows, sorted(int(v) for v in await client.lrange("kept", 0, -1))  # type: ignore[misc]
+        return rows, sorted(int(v) for v in await client.lrange("kept", 0, -1))
 
 
 async def test_data_and_urls_stay_over_a_restart(state_dir: Path) -> None:

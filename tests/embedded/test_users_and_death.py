@@ -13,9 +13,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from orchestrator.embedded import EmbeddedFailed, state
 from orchestrator.embedded import embedded as run_embedded
-from orchestrator.embedded import state
-from tests.embedded.processes import is_alive, parent, processes_below
+from tests.embedded.processes import PARENT, ROOT, is_alive, parent, processes_below
 from tests.parts import eventually
 
 NOBODY = 65534
@@ -68,31 +68,20 @@ async def test_none_is_left_when_the_parent_is_killed_and_the_next_start_has_all
 
 
 async def test_none_is_left_when_the_parent_is_killed_while_it_starts(state_dir: Path) -> None:
-    starting = asyncio.create_task(killed_at_first_sight(state_dir))
-    await starting
-    await eventually(lambda: not processes_below(state_dir), deadline=10.0, message="nothing is left")
-    async with run_embedded(state_dir, durable=False) as urls:
-        await write(urls.database_url)
-
-
-async def killed_at_first_sight(state_dir: Path) -> None:
-    """Kills a parent as soon as initdb's half-made folder can be seen."""
-
-    async def watch(pid: int) -> None:
-        half = state_dir / "servers" / "postgres.new" / "base"
-        await eventually(half.exists, deadline=30.0)
-        os.kill(pid, signal.SIGKILL)
-
-    from tests.embedded.processes import PARENT, ROOT
-
+    half_made = state_dir / "servers" / "postgres.new" / "base"
+    path = os.pathsep.join([str(ROOT), *(entry for entry in sys.path if entry.endswith("site-packages"))])
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", PARENT, str(state_dir)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": path},
     )
-    await watch(process.pid)
+    await eventually(half_made.exists, deadline=30.0, message="initdb is at work")
+    process.kill()
     await process.wait()
+    await eventually(lambda: not processes_below(state_dir), deadline=10.0, message="nothing is left")
+    async with run_embedded(state_dir, durable=False) as urls:
+        await write(urls.database_url)
 
 
 @as_root
@@ -169,5 +158,5 @@ async def test_data_of_another_user_is_refused(state_dir: Path) -> None:
     folder = state_dir / "postgres"
     folder.mkdir(parents=True)
     other = state.ServerUser(uid=user.uid + 1 if user.uid < NOBODY else 1, gid=1, name="other", drop=False)
-    with pytest.raises(state.EmbeddedFailed, match="belongs to user id"):
+    with pytest.raises(EmbeddedFailed, match="belongs to user id"):
         state.give_folder(folder, other)

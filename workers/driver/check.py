@@ -62,16 +62,16 @@ async def check_batch(desk: Desk, jobs: Sequence[ClaimedJob]) -> None:
 
 async def _freshen(desk: Desk, server_ids: Sequence[str]) -> None:
     mirror = desk.mirror
+    if all(mirror.age(i) <= FRESH_SECONDS / 2 for i in server_ids):
+        return
     mirror.wanted.update(server_ids)
-    if any(mirror.age(i) > FRESH_SECONDS / 2 for i in server_ids):
-        stale = [i for i in server_ids if mirror.view(i) is None]
-        if len(stale) > FEW:
-            await mirror.read_all()
-        elif len(server_ids) > FEW or not stale:
-            await mirror.read_changes()
-        for i in server_ids:  # a list that leaves a server out proves nothing: ask for it by its id
-            if mirror.age(i) > FRESH_SECONDS / 2:
-                await mirror.read_one(i)
+    if mirror.unseen() > FEW:
+        await mirror.read_all()
+    elif len(server_ids) > FEW or all(mirror.view(i) for i in server_ids):
+        await mirror.read_changes()
+    for i in server_ids:  # a list that leaves a server out proves nothing: ask for it by its id
+        if mirror.age(i) > FRESH_SECONDS / 2:
+            await mirror.read_one(i)
 
 
 async def _passes(desk: Desk, job: ClaimedJob) -> bool:

@@ -53,6 +53,10 @@ class Mirror:
             return float("inf")
         return time.monotonic() - max(view.seen_at, self._changes_at)
 
+    def unseen(self) -> int:
+        """How many of the wanted servers were never read."""
+        return len(self.wanted) - len(self._views.keys() & self.wanted)
+
     def want(self, server_ids: Collection[str]) -> None:
         """What matters from now on."""
         self.wanted = set(server_ids)

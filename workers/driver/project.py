@@ -156,6 +156,7 @@ async def _reload(desk: Desk) -> None:
     """Reads the project's plans anew."""
     async with desk.engine.connect() as conn:
         rows = await drive.plans_of(conn, desk.own.project)
+        desk.mirror.want(await drive.unfinished_servers(conn, desk.own.project) | desk.watched.keys())
     plans: dict[Any, LivePlan] = {}
     for plan_id, row in rows.items():
         old = desk.plans.get(plan_id)
@@ -188,7 +189,6 @@ async def _take_over(desk: Desk) -> int:
                     await desk.happen(job, job.state, Happened(event=JobEvent.VERIFIED))
                 case _:
                     desk.watched[job.server_id] = _adopted(desk, job, asyncio_now)
-        desk.mirror.want(desk.watched)
         drained = asyncio.create_task(desk.recorder.drain())
         await asyncio.wait({recorder, drained}, return_when=asyncio.FIRST_COMPLETED)
         drained.cancel()

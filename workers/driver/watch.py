@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from orchestrator.clouds.protocol import Server
 from orchestrator.domain.completion import Ending, Expected, Judgement, Sight, judge, sight
 from orchestrator.domain.decide import Happened, Reason
 from orchestrator.domain.lifecycle import JobEvent
@@ -45,13 +44,10 @@ async def watch_forever(desk: Desk, looks: asyncio.TaskGroup) -> None:
         began = time.monotonic()
         try:
             if began > desk.mirror.full_at + FULL_SECONDS:
-                seen = await desk.mirror.read_all()
+                await desk.mirror.read_all()
             elif desk.watched or desk.unchecked or desk.ready:
-                seen = await desk.mirror.read_changes()
-            else:
-                seen = []
-            await _judge_all(desk, seen, began)
-            await _look_where_needed(desk, looks, places)
+                await desk.mirror.read_changes()
+            await _judge_all(desk, looks, places)
         except CloudThrottled as e:
             await asyncio.sleep(min(30.0, e.retry_after or 2.0))
         except CloudError as e:
@@ -71,29 +67,30 @@ def _interval(desk: Desk) -> float:
     return min(LONGEST, max(SHORTEST, 0.1 * usual, min(until_due, LONGEST / 2)))
 
 
-async def _judge_all(desk: Desk, seen: list[Server], began: float) -> None:
-    for server in seen:
-        watched = desk.watched.get(server.id)
-        # A view from before the 202 still shows the old life, and looks like a rebuild that failed early.
-        if watched is None or watched.looking or began <= watched.accepted_at:
-            continue
-        if sight(watched.expected, server) is Sight.DONE and not watched.canary:
-            await _done(desk, watched)
-
-
-async def _look_where_needed(desk: Desk, looks: asyncio.TaskGroup, places: asyncio.Semaphore) -> None:
+async def _judge_all(desk: Desk, looks: asyncio.TaskGroup, places: asyncio.Semaphore) -> None:
+    """Ends what the mirror attests, and has a look of its own taken where the mirror can't tell."""
     now = time.monotonic()
     patience = max(10.0, OVERDUE * (desk.rebuild_seconds or 30.0))
     for watched in list(desk.watched.values()):
-        if watched.looking or now < watched.looked_at + LOOK_AGAIN:
+        if watched.looking:
             continue
-        view = desk.mirror.view(watched.job.server_id)
-        seen_since = view is not None and view.seen_at > watched.accepted_at
-        ended = seen_since and view is not None and (
-            view.server is None or sight(watched.expected, view.server) is not Sight.UNDER_WAY)  # fmt: skip
-        if ended or now > max(watched.accepted_at, watched.looked_at) + patience:
+        told = _told(desk, watched)
+        if told is Sight.DONE and not watched.canary:
+            await _done(desk, watched)
+        elif now > watched.looked_at + LOOK_AGAIN and (
+            told in (Sight.DONE, Sight.LOOK) or now > max(watched.accepted_at, watched.looked_at) + patience
+        ):
             watched.looking = True
             looks.create_task(_look(desk, watched, places))
+
+
+def _told(desk: Desk, watched: Watched) -> Sight | None:
+    """What the mirror tells of a server; None: it has no view from after the 202. An older one still shows the old
+    life, which looks like a rebuild that failed early."""
+    view = desk.mirror.view(watched.job.server_id)
+    if view is None or view.seen_at <= watched.accepted_at:
+        return None
+    return Sight.LOOK if view.server is None else sight(watched.expected, view.server)
 
 
 async def _look(desk: Desk, watched: Watched, places: asyncio.Semaphore) -> None:

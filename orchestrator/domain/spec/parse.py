@@ -25,12 +25,15 @@ def parse_spec(raw: Mapping[str, Any]) -> PlanSpec:
         raise _invalid([Fault(path="", code=Code.WRONG_TYPE.value, message="a plan is a mapping of fields to values")])
     faults = list(rules(raw))
     null = {fault.path for fault in faults if fault.code == Code.WRONG_TYPE.value}
+    wrong: list[Fault] = []
     spec = None
     try:
         spec = PlanSpec.model_validate(dict(raw))
     except ValidationError as error:
-        faults += [fault for fault in faults_of(error, PlanSpec) if fault.path not in null]
-    faults += not_supported_yet(raw)
+        wrong = [fault for fault in faults_of(error, PlanSpec) if fault.path not in null]
+    nonsense = {fault.path for fault in wrong}
+    later = [fault for fault in not_supported_yet(raw) if fault.path not in nonsense]
+    faults += wrong + later
     if spec is None or faults:
         first: dict[tuple[str, str], Fault] = {}
         for fault in faults:

@@ -145,7 +145,7 @@ def _entries_document(entries: tuple[str | ServerEntry, ...]) -> list[str | dict
 ServerEntries = Annotated[
     tuple[str | ServerEntry, ...],
     PlainValidator(_entries, json_schema_input_type=list[ServerId | ServerEntry]),
-    PlainSerializer(_entries_document, return_type=list[ServerId | ServerEntry]),
+    PlainSerializer(_entries_document, return_type=list[Any]),
 ]
 
 

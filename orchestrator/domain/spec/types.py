@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def _as_written(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    """Makes a model's JSON Schema tell the file's rules: a field has a value or is left out; defaults are the file's."""
+    """Makes a JSON Schema tell the file's rules: fields have values or are left out; defaults are the file's."""
     defaults = model.model_construct().model_dump(mode="json", by_alias=True, exclude_none=True, warnings=False)
     for name, field in schema.get("properties", {}).items():
         if {"type": "null"} in field.get("anyOf", []):

@@ -56,4 +56,4 @@ async def server(servers: list[Document]) -> Document:
 @pytest.fixture
 async def other_image(server: Document, images: list[str]) -> str:
     """An image that the server does not have."""
-    return next(i for i in images if i != server["image"]["id"])
+    return next(i for i in images if i != server["image"]["id"].lower())

@@ -264,10 +264,14 @@ async def test_a_shutoff_server_is_rebuilt_and_ends_shutoff(api: Api, server: Do
     assert [e["event"] for e in action["events"]] == events
 
 
-async def test_an_image_id_in_upper_case_is_taken(api: Api, server: Document, other_image: str) -> None:
+async def test_an_image_id_in_upper_case_is_taken_and_stays_as_it_was_sent(
+    api: Api, server: Document, other_image: str
+) -> None:
     answer = await api.rebuild(server["id"], imageRef=other_image.upper())
     assert answer.status == 202
-    await api.at_rest(server["id"])
+    assert (await api.at_rest(server["id"]))["image"]["id"] == other_image.upper()
+    assert (await api.rebuild(server["id"], imageRef=other_image)).status == 202
+    assert (await api.at_rest(server["id"]))["image"]["id"] == other_image
 
 
 async def test_the_projects_id_may_be_left_out_of_the_url_of_a_post(

@@ -1,0 +1,1 @@
+"""Handlers: each reads the request, makes one call and serialises. Errors are the middleware's."""

@@ -1,0 +1,142 @@
+"""Plans, their jobs and their events."""
+
+import json
+
+from aiohttp import web
+
+from orchestrator.api.handlers.answer import answer
+from orchestrator.api.keys import DEPS, PRINCIPAL
+from orchestrator.api.requests import (
+    ActionBody,
+    EventsQuery,
+    JobsQuery,
+    PlansQuery,
+    plan_id_of,
+    read_body,
+    read_bytes,
+    read_query,
+    server_id_of,
+)
+from orchestrator.api.stream import stream_events
+from orchestrator.errors import Fault
+from orchestrator.service import actions, reads
+from orchestrator.service.errors import NotSupportedYet, RequestInvalid
+from orchestrator.service.submit import submit
+
+MAX_SEQ = 2**63 - 1
+
+
+async def submit_plan(request: web.Request) -> web.Response:
+    """A new plan, or the one that the same Idempotency-Key made before."""
+    done = await submit(
+        request.app[DEPS], request[PRINCIPAL], await read_bytes(request), idempotency_key=_idempotency_key(request)
+    )
+    return answer(done.plan, status=201 if done.created else 200, headers={"Location": f"/v1/plans/{done.plan.id}"})
+
+
+async def list_plans(request: web.Request) -> web.Response:
+    """Plans, the newest first."""
+    query = read_query(request, PlansQuery)
+    page = await reads.list_plans(
+        request.app[DEPS], request[PRINCIPAL], statuses=query.status, labels=query.labels(), cloud=query.cloud,
+        limit=query.limit, cursor=query.cursor,
+    )  # fmt: skip
+    return answer(page)
+
+
+async def get_plan(request: web.Request) -> web.Response:
+    """One plan."""
+    return answer(await reads.get_plan(request.app[DEPS], request[PRINCIPAL], plan_id_of(request)))
+
+
+async def get_spec(request: web.Request) -> web.Response:
+    """The plan file."""
+    spec = await reads.get_spec(request.app[DEPS], request[PRINCIPAL], plan_id_of(request))
+    return web.Response(body=json.dumps(spec).encode(), content_type="application/json")
+
+
+async def list_jobs(request: web.Request) -> web.Response:
+    """A plan's jobs."""
+    query = read_query(request, JobsQuery)
+    page = await reads.list_jobs(
+        request.app[DEPS], request[PRINCIPAL], plan_id_of(request), states=query.state, wave=query.wave,
+        cause=query.cause, q=query.q, limit=query.limit, cursor=query.cursor,
+    )  # fmt: skip
+    return answer(page)
+
+
+async def get_job(request: web.Request) -> web.Response:
+    """One job with its attempts and events."""
+    return answer(
+        await reads.get_job(request.app[DEPS], request[PRINCIPAL], plan_id_of(request), server_id_of(request))
+    )
+
+
+async def list_events(request: web.Request) -> web.StreamResponse:
+    """A plan's events: a page, or a stream for who accepts one."""
+    query, plan_id = read_query(request, EventsQuery), plan_id_of(request)
+    deps, principal = request.app[DEPS], request[PRINCIPAL]
+    after = _last_event_id(request, query.after)
+    if "text/event-stream" in request.headers.get("Accept", ""):
+        await reads.need_readable(deps, principal, plan_id)
+        return await stream_events(request, plan_id, after)
+    return answer(
+        await reads.list_events(deps, principal, plan_id, after=after, limit=query.limit, cursor=query.cursor)
+    )
+
+
+async def start(request: web.Request) -> web.Response:
+    """Runs a saved preview."""
+    body = await read_body(request, ActionBody)
+    return answer(
+        await actions.start(
+            request.app[DEPS], request[PRINCIPAL], plan_id_of(request), digest=body.digest, reason=body.reason
+        )
+    )
+
+
+async def pause(request: web.Request) -> web.Response:
+    """Stops sending."""
+    body = await read_body(request, ActionBody)
+    return answer(await actions.pause(request.app[DEPS], request[PRINCIPAL], plan_id_of(request), reason=body.reason))
+
+
+async def resume(request: web.Request) -> web.Response:
+    """Goes on after a pause or a halt."""
+    body = await read_body(request, ActionBody)
+    return answer(await actions.resume(request.app[DEPS], request[PRINCIPAL], plan_id_of(request), reason=body.reason))
+
+
+async def cancel(request: web.Request) -> web.Response:
+    """Ends a plan."""
+    body = await read_body(request, ActionBody)
+    return answer(await actions.cancel(request.app[DEPS], request[PRINCIPAL], plan_id_of(request), reason=body.reason))
+
+
+async def not_yet(request: web.Request) -> web.Response:
+    """What a later version does."""
+    what = request.path.rsplit("/", 1)[-1] if request.method == "POST" else "changing a running plan"
+    raise NotSupportedYet(f"{what}: this version can't do that yet.")
+
+
+def _idempotency_key(request: web.Request) -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not (0 < len(key) <= 255 and key.isprintable()):
+        message = "must be 1 to 255 printable characters"
+        raise RequestInvalid(
+            f"Idempotency-Key: {message}",
+            errors=[Fault(path="Idempotency-Key", code="invalid_value", message=message)],
+        )
+    return key
+
+
+def _last_event_id(request: web.Request, after: int) -> int:
+    given = request.headers.get("Last-Event-ID")
+    if given is None or given == "":
+        return after
+    if not (given.isascii() and given.isdigit() and int(given) <= MAX_SEQ):
+        message = "must be the number of an event"
+        raise RequestInvalid(
+            f"Last-Event-ID: {message}", errors=[Fault(path="Last-Event-ID", code="invalid_value", message=message)]
+        )
+    return int(given)
