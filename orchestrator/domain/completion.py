@@ -142,7 +142,8 @@ def _failed(expected: Expected, server: ServerSight) -> Judgement:
 
 
 def _image_is(expected: Expected, server: ServerSight) -> bool:
-    return server.volume_booted or server.image == expected.image
+    # Nova keeps an id in the case in which it was sent.
+    return server.volume_booted or (server.image or "").lower() == expected.image.lower()
 
 
 def _booted_anew(expected: Expected, server: ServerSight) -> bool:

@@ -19,7 +19,7 @@ log = get_logger(__name__)
 
 SHORTEST, LONGEST = 0.8, 8.0
 """Bounds of the time between two polls, in seconds: never idle, never older than a check may use."""
-LOOK_AGAIN = 5.0
+LOOK_AGAIN = 2.0
 """Seconds between two looks at one server."""
 LOOKS_AT_ONCE = 8
 OVERDUE = 4.0
