@@ -25,6 +25,15 @@ CONTENT_SECURITY = (
 )
 
 
+AWAY = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+)
+"""What a database that is down, starting or full raises, rather than one that was asked for nonsense."""
+
+
 @web.middleware
 async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
     """One log line and one count a request. Paths are logged by their pattern, queries and headers not at all."""
@@ -122,10 +131,7 @@ def _is_outage(e: Exception) -> bool:
         return closed or "Timeout" in type(e).__name__ or (isinstance(cause, Exception) and _is_outage(cause))
     if e.__cause__ is not None and isinstance(e.__cause__, asyncpg.PostgresError):
         return _is_outage(e.__cause__)
-    return isinstance(
-        e, ConnectionError | TimeoutError | OSError | asyncpg.PostgresConnectionError | asyncpg.OperatorInterventionError
-        | asyncpg.InsufficientResourcesError,
-    )  # fmt: skip
+    return isinstance(e, AWAY)
 
 
 def _unexpected(request: web.Request, e: Exception) -> web.Response:

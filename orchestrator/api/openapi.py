@@ -3,12 +3,12 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from orchestrator import __version__
 from orchestrator.api.problems import CONTENT_TYPE
 from orchestrator.api.requests import NoQuery
 from orchestrator.api.routes import Route
@@ -18,7 +18,7 @@ REF = "#/components/schemas/{model}"
 ALWAYS = (401, 403, 500, 503)
 """Problems of every route that takes a token."""
 
-Key = tuple[type[BaseModel], str]
+Key = tuple[type[BaseModel], Literal["validation", "serialization"]]
 
 
 def describe(routes: Sequence[Route], *, url: str) -> dict[str, Any]:
@@ -27,16 +27,13 @@ def describe(routes: Sequence[Route], *, url: str) -> dict[str, Any]:
     for route in routes:
         keys += [(m, "serialization") for m in route.answers.values() if not isinstance(m, str)]
         keys += [(m, "validation") for m in (route.body, route.query) if m is not None and m is not NoQuery]
-    schemas, definitions = models_json_schema(
-        [(m, mode) for m, mode in dict.fromkeys(keys)],  # type: ignore[misc]  the modes are literals there
-        ref_template=REF,
-    )
+    schemas, definitions = models_json_schema(list(dict.fromkeys(keys)), ref_template=REF)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas, definitions)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Fleet rebuild", "version": __version__,
+        "info": {"title": "Fleet rebuild", "version": _version(),
                  "description": "Rebuilds fleets of cloud servers onto a new image."},
         "servers": [{"url": url}],
         "security": [{"token": []}],
@@ -97,3 +94,10 @@ def _query(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterabl
     model = definitions["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
     for name, field in model["properties"].items():
         yield {"name": name, "in": "query", "required": False, "schema": field}
+
+
+def _version() -> str:
+    try:
+        return version("fleet-rebuild")
+    except PackageNotFoundError:
+        return "0"

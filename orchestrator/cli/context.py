@@ -15,6 +15,8 @@ from orchestrator.client import RebuildClient
 from orchestrator.settings import Settings
 
 ENV_FILE = "env"
+PATIENCE_SECONDS = 5.0
+"""How long a command tries an API that does not answer."""
 FROM_FILE = ("REBUILD_DATABASE_URL", "REBUILD_REDIS_URL", "REBUILD_API_URL", "REBUILD_TOKEN")
 
 
@@ -52,9 +54,9 @@ class App:
     def settings(self) -> Settings:
         return settings_with_env_file()
 
-    def client(self, *, patience: float = 5.0) -> RebuildClient:
+    def client(self) -> RebuildClient:
         """A client for the settings' API, not opened yet."""
-        return RebuildClient(self.settings.api_url, self.settings.token, patience=patience)
+        return RebuildClient(self.settings.api_url, self.settings.token, patience=PATIENCE_SECONDS)
 
     @property
     def human(self) -> IO[str]:

@@ -8,7 +8,7 @@ from uuid import UUID
 from aiohttp import web
 from jinja2 import Environment, PackageLoader
 
-from orchestrator.errors import NotFound, Unauthenticated
+from orchestrator.errors import NotAllowed, NotFound, Unauthenticated
 from orchestrator.service import reads
 from orchestrator.service.deps import Deps
 from orchestrator.service.roles import Principal
@@ -59,6 +59,7 @@ class _Pages:
 
     async def login(self, request: web.Request) -> web.Response:
         """Opens a session for who knows a token."""
+        _same_site(request)
         form = await request.post()
         given = form.get("token")
         try:
@@ -72,8 +73,9 @@ class _Pages:
         )  # fmt: skip
         return response
 
-    async def logout(self, _: web.Request) -> web.Response:
+    async def logout(self, request: web.Request) -> web.Response:
         """Ends the session in this browser."""
+        _same_site(request)
         response = _see_other("/login")
         response.del_cookie(COOKIE, path="/")
         return response
@@ -89,6 +91,12 @@ class _Pages:
         return web.Response(
             status=status, text=self._templates.get_template(template).render(shown), content_type="text/html"
         )
+
+
+def _same_site(request: web.Request) -> None:
+    """Refuses forms that another site sends: nobody is signed in or out by a page of strangers."""
+    if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+        raise NotAllowed("This form was sent by another site.")
 
 
 def _see_other(location: str) -> web.Response:

@@ -41,7 +41,7 @@ class Readiness:
         self._migrated = False
 
     async def look(self) -> ReadyView:
-        """Without the broker the service is degraded, not down: plans are taken, and workers find them by themselves."""
+        """Without the broker it is degraded, not down: plans are taken, and workers find them by themselves."""
         database, broker = await asyncio.gather(self._database(), self._ping())
         migrated = database and await self._current()
         ready = database and migrated

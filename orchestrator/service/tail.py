@@ -137,9 +137,8 @@ class Tail:
                 records: list[EventRecord] = []
                 if known is not None:
                     records = await events_after(conn, plan_id, known, BATCH)
-                    self.lag_seconds = (
-                        max(0.0, (datetime.now(UTC) - records[-1].at).total_seconds()) if records else 0.0
-                    )
+                    if records:
+                        self.lag_seconds = max(0.0, (datetime.now(UTC) - records[-1].at).total_seconds())
                 self._known[plan_id] = head.seq
                 batch = [event_view(r) for r in records]
                 for listener in self._listeners.get(plan_id, ()):
