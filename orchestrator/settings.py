@@ -45,7 +45,6 @@ class Settings(BaseSettings):
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-
     @classmethod
     def read(cls) -> Self:
         """The settings of this process's environment.

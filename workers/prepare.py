@@ -1,4 +1,4 @@
-"""Preparing a plan: the cloud read in bulk, every job given its verdict and wave, everything published in one commit."""
+"""Preparing a plan: the cloud read in bulk, every job given its verdict and wave, all published in one commit."""
 
 import asyncio
 import hashlib
@@ -43,6 +43,12 @@ project, and is told so."""
 ACTIONS_AT_ONCE = 8
 PATIENCE = timedelta(minutes=5)
 """How long the cloud may be out of reach before the plan fails."""
+
+
+NO_REIMAGE = Reason(
+    code="volume_booted",
+    message="The server boots from a volume; this cloud can't re-image volumes (it needs microversion 2.93).",
+)
 
 
 class Rejected(Exception):
@@ -154,8 +160,7 @@ async def _resolve(
         target_image = images[overrides.image] if overrides and overrides.image else image
         reason = refusal(f.server, limits, reimage_boot_volume=spec.rebuild.reimage_boot_volume)
         if f.server and reason is None and f.server.volume_booted and not cloud.supports_reimage:
-            reason = Reason(code="volume_booted", message=(
-                "The server boots from a volume; this cloud can't re-image volumes (it needs microversion 2.93)."))  # fmt: skip
+            reason = NO_REIMAGE
         jobs.append(_job(f, target_image.id, reason))
         if f.server and reason is None and spec.skip_matching and matches_request(
             spec.rebuild, overrides, f.server, target_image.id

@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable
 
 import asyncpg
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 from sqlalchemy.exc import SQLAlchemyError
 from uuid_utils.compat import uuid7
 
@@ -62,8 +61,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return problem_of(e)
     except web.HTTPException as e:
         return _http_problem(e)
-    except HttpProcessingError as e:
-        return problem(400, "bad_request", f"The body can't be read: {e.message}")
+    except web.RequestPayloadError as e:
+        return problem(400, "bad_request", f"The body can't be read: {' '.join(str(e).split())}")
     except (SQLAlchemyError, asyncpg.PostgresError, ConnectionError, TimeoutError) as e:
         if _is_outage(e):
             log.error("ledger_away", route=_route_of(request), error=type(e).__name__)

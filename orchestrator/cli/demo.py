@@ -145,7 +145,7 @@ async def _say_account(app: App, clouds_file: Path, waited: Waited, servers: int
     plan = waited.plan
     if plan.started_at and plan.finished_at:
         app.say(f"  duration        {span((plan.finished_at - plan.started_at).total_seconds())}")
-    app.say(f"  busiest second  {account['busiest_second']['rebuilds']} rebuilds, of {_rate(servers)} allowed")
+    app.say(f"  busiest second  {account['busiest_second']['rebuilds']} rebuilds, paced at {_rate(servers)}/s")
     app.say(f"  in flight       {account['highest_in_flight']} at most")
     if once:
         app.say(f"  exactly once    each of the {servers} servers accepted exactly one rebuild")

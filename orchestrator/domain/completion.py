@@ -127,6 +127,9 @@ def _failed(expected: Expected, server: ServerSight) -> Judgement:
     if server.status == "ERROR" and not _image_is(expected, server):
         disk = "the image was rolled back and the disk is untouched"
         kind = "not_scheduled"
+    elif server.task_state is not None:
+        disk = "its order failed and the disk is untouched, but the server stays so until an administrator resets it"
+        kind = "left_in_rebuild"
     elif server.status != "ERROR" and not _booted_anew(expected, server):
         disk = "the host gave up before it touched the disk, which still holds the old system whatever the image says"
         kind = "failed_early"

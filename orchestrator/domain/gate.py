@@ -128,7 +128,7 @@ def gate(plan: PlanFigures) -> GateAnswer:
     if not all(w.finished for w in so_far):
         return Start(wave=plan.current_wave, places=max(0, plan.max_in_flight - plan.in_flight))
     if not later:
-        return Finish(status=_outcome(plan))
+        return Finish(status=outcome(plan))
     wave = so_far[-1]
     if wave.count(JobState.SUCCEEDED) or wave.resumed:
         return NextWave(wave=later[0].index)
@@ -186,7 +186,8 @@ def _cancelling(plan: PlanFigures) -> GateAnswer:
     return Finish(status=PlanStatus.CANCELLED)
 
 
-def _outcome(plan: PlanFigures) -> PlanStatus:
+def outcome(plan: PlanFigures) -> PlanStatus:
+    """How a plan ends whose jobs have all finished."""
     bad = plan.count(JobState.FAILED, JobState.REFUSED, JobState.STUCK, JobState.UNRESOLVED)
     return PlanStatus.FAILED if bad or plan.outside_failures else PlanStatus.SUCCEEDED
 

@@ -337,6 +337,11 @@ async def _held(conn: AsyncConnection, deployment: str, intents: Sequence[Intent
     return {(r.plan_id, r.server_id) for r in rows}
 
 
+async def leave_plan(conn: AsyncConnection, plan_id: UUID) -> None:
+    """Nothing of the plan is left to drive or watch; its row is locked."""
+    await conn.execute(sql("UPDATE plans SET due = false WHERE id = :id"), {"id": plan_id})
+
+
 async def enter_wave(conn: AsyncConnection, plan_id: UUID, wave: int) -> None:
     """The plan goes on to `wave`; its row is locked."""
     await conn.execute(sql("UPDATE plans SET current_wave = :w WHERE id = :id"), {"w": wave, "id": plan_id})

@@ -26,21 +26,24 @@ class CloudBook:
         self._allowed = tuple(allowed)
         self._names: tuple[float, tuple[str, ...]] | None = None
         self._settings: dict[str, tuple[float, CloudSettings | None]] = {}
+        self._reading = asyncio.Lock()  # a file is parsed once for however many requests that wait for it
 
     async def names(self) -> tuple[str, ...]:
         """Sorted. Raises `CloudConfigInvalid` where clouds.yaml can't be read."""
-        if self._names is None or self._names[0] < time.monotonic():
-            found = tuple(await asyncio.to_thread(cloud_names, self._allowed))
-            self._names = (time.monotonic() + REMEMBERED_SECONDS, found)
-        return self._names[1]
+        async with self._reading:
+            if self._names is None or self._names[0] < time.monotonic():
+                found = tuple(await asyncio.to_thread(cloud_names, self._allowed))
+                self._names = (time.monotonic() + REMEMBERED_SECONDS, found)
+            return self._names[1]
 
     async def write_rate(self, name: str) -> float | None:
         """Rebuild calls per second that the cloud's settings allow; None for one that isn't to be had (any more)."""
-        known = self._settings.get(name)
-        if known is None or known[0] < time.monotonic():
-            settings = await asyncio.to_thread(self._load, name)
-            known = self._settings[name] = (time.monotonic() + REMEMBERED_SECONDS, settings)
-        return known[1].write_rate if known[1] else None
+        async with self._reading:
+            known = self._settings.get(name)
+            if known is None or known[0] < time.monotonic():
+                settings = await asyncio.to_thread(self._load, name)
+                known = self._settings[name] = (time.monotonic() + REMEMBERED_SECONDS, settings)
+            return known[1].write_rate if known[1] else None
 
     def _load(self, name: str) -> CloudSettings | None:
         try:

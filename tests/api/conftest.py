@@ -1,7 +1,7 @@
 """The real application over HTTP, on a real PostgreSQL and Valkey; each JSON answer is held against the OpenAPI."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,18 +96,18 @@ def check_answer(method: str, path: str, answer: Answer) -> None:
 
 
 def _matches(route: str, path: str) -> bool:
-    pattern, parts = route.split("/"), path.split("?")[0].split("/")
+    pattern, parts = route.split("/"), path.split("?", maxsplit=1)[0].split("/")
     return len(pattern) == len(parts) and all(a == b or a.startswith("{") for a, b in zip(pattern, parts, strict=True))
 
 
 @pytest.fixture
-def clouds_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def clouds_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "clouds.yaml"
     path.write_text(CLOUDS)
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(path))
     for name in ("OS_CLOUD", "OS_AUTH_URL", "OS_REGION_NAME"):
         monkeypatch.delenv(name, raising=False)
-    yield path
+    return path
 
 
 @asynccontextmanager
@@ -116,8 +116,8 @@ async def running_api(database_url: str, redis_url: str, **config: Any) -> Async
     api_config = ApiConfig(database_url=database_url, redis_url=redis_url, api_url="http://rebuild.test/", **config)
     async with (
         open_engine(database_url, name="test", pool_size=5) as engine,
-        serving(api_config, "127.0.0.1:0") as url,
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
+        serving(api_config, "127.0.0.1:0") as url,
     ):
         api = Api(url=url, engine=engine, session=session)
         for role in Role:

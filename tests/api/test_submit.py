@@ -158,7 +158,8 @@ async def test_servers_that_others_hold_are_itemised_only_for_plans_that_start_a
     holder = (await api.post("/v1/plans", plan_file(hold=True, name="holder"))).json
     async with transaction(api.engine) as conn:
         await conn.execute(
-            text("""WITH p AS (INSERT INTO projects (deployment, region, project_id) VALUES ('d', 'r', 'p') RETURNING id)
+            text("""WITH p AS (INSERT INTO projects (deployment, region, project_id)
+                               VALUES ('d', 'r', 'p') RETURNING id)
                     INSERT INTO clouds (name, project) SELECT 'alpha', id FROM p""")
         )
         await conn.execute(

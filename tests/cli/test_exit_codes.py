@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,12 +43,11 @@ def test_a_wait_that_times_out_says_whether_a_person_is_needed(
     assert PLAN_ID in result.err
 
 
-def test_a_held_plan_is_waited_for_until_it_is_ready(api: FakeApi, rebuildctl: Rebuildctl, tmp_path: object) -> None:
+def test_a_held_plan_is_waited_for_until_it_is_ready(api: FakeApi, rebuildctl: Rebuildctl, tmp_path: Path) -> None:
     api.play("preparing", "preparing", "ready")
-    path = f"{tmp_path}/held.json"
-    with open(path, "w") as file:  # noqa: PTH123
-        json.dump({"name": "x", "hold": True}, file)
-    assert rebuildctl("submit", path, "--wait").code == 0
+    path = tmp_path / "held.json"
+    path.write_text('{"name": "x", "hold": true}')
+    assert rebuildctl("submit", str(path), "--wait").code == 0
 
 
 def test_the_gravest_of_several_plans_makes_the_code(api: FakeApi, rebuildctl: Rebuildctl) -> None:

@@ -3,12 +3,13 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.cli.conftest import Rebuildctl
-from tests.cli.fake_api import PLAN_ID, FakeApi, counts, plan_document
+from tests.cli.fake_api import PLAN_ID, TOKEN, FakeApi, counts, plan_document
 
 ENDED = plan_document("succeeded", counts=counts(succeeded=3, skipped=1), finished_at="2026-11-24T10:02:01Z")
 
@@ -88,10 +89,10 @@ def test_nothing_to_list_is_said_and_is_no_error(api: FakeApi, rebuildctl: Rebui
 
 
 def test_no_traceback_reaches_a_user(rebuildctl: Rebuildctl, monkeypatch: pytest.MonkeyPatch, api: FakeApi) -> None:
-    def broken(_: str) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("orchestrator.cli.plans._show_plan", lambda *a, **k: broken(""))
+    monkeypatch.setattr("orchestrator.cli.plans._show_plan", broken)
     result = rebuildctl("status", PLAN_ID)
     assert (result.code, result.out) == (70, "")
     assert result.err == "ZeroDivisionError: by zero (REBUILD_DEBUG=1 shows where)\n"
@@ -101,13 +102,9 @@ def test_no_traceback_reaches_a_user(rebuildctl: Rebuildctl, monkeypatch: pytest
 
 
 def test_the_state_folders_token_goes_to_its_own_api_alone(
-    api: FakeApi, rebuildctl: Rebuildctl, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+    api: FakeApi, rebuildctl: Rebuildctl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from pathlib import Path
-
-    from tests.cli.fake_api import TOKEN
-
-    state = Path(str(tmp_path)) / "state"
+    state = tmp_path / "state"
     state.mkdir()
     (state / "env").write_text(f"REBUILD_API_URL={api.url}\nREBUILD_TOKEN={TOKEN}\n")
     monkeypatch.delenv("REBUILD_API_URL")

@@ -1,6 +1,9 @@
 """A plan file means the text that stands in it, whatever YAML 1.1 would make of it."""
 
+import io
 import json
+import sys
+import time
 from pathlib import Path
 
 import click
@@ -73,8 +76,6 @@ def test_json_is_read_as_json_and_doubled_keys_are_refused(tmp_path: Path) -> No
 
 def test_ten_thousand_servers_of_yaml_are_read_within_seconds(tmp_path: Path) -> None:
     servers = "".join(f"    - 3ed456f5-3d8f-4383-a6c9-{i:012d}\n" for i in range(10_000))
-    import time
-
     began = time.monotonic()
     assert len(read(tmp_path, f"name: x\ntargets:\n  servers:\n{servers}")["targets"]["servers"]) == 10_000  # type: ignore[index]
     assert time.monotonic() - began < 10
@@ -83,9 +84,6 @@ def test_ten_thousand_servers_of_yaml_are_read_within_seconds(tmp_path: Path) ->
 def test_the_plan_comes_from_stdin_for_a_dash(
     api: FakeApi, rebuildctl: Rebuildctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import io
-    import sys
-
     api.play("running")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"name: from stdin\nschedule: {from: 01:00}\n")))
     assert rebuildctl("submit", "-").code == 0

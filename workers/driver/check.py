@@ -76,7 +76,7 @@ async def _freshen(desk: Desk, server_ids: Sequence[str]) -> None:
 
 async def _passes(desk: Desk, job: ClaimedJob) -> bool:
     view, plan = desk.mirror.view(job.server_id), desk.plans.get(job.plan_id)
-    if plan is None or view is None:
+    if plan is None or not plan.running or view is None:
         await _let_go(desk, job, Happened(event=JobEvent.POSTPONE))
         return False
     if reason := refusal(view.server, desk.limits, reimage_boot_volume=plan.spec.rebuild.reimage_boot_volume):
@@ -129,5 +129,4 @@ async def _make_ready(desk: Desk, job: ClaimedJob) -> None:
 
 
 async def _let_go(desk: Desk, job: ClaimedJob, happened: Happened) -> None:
-    desk.claimed.discard(job.key)
     await desk.happen(job, JobState.CHECKING, happened)

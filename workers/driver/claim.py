@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.decide import Decision, Reason
-from orchestrator.domain.gate import Finish, Halt, NextWave, PlanFigures, Replenish, Start, gate
-from orchestrator.domain.states import JobState, PlanStatus
+from orchestrator.domain.gate import Finish, Halt, NextWave, PlanFigures, Replenish, Start, gate, outcome
+from orchestrator.domain.states import FINAL_PLAN_STATUSES, IN_FLIGHT_JOB_STATES, JobState, PlanStatus
 from orchestrator.ledger import drive
 from orchestrator.ledger.drive import ClaimedJob, DrivenPlan
 from orchestrator.ledger.leases import guard
@@ -63,6 +64,7 @@ async def claim(desk: Desk, room: int) -> int:
         await guard(conn, own.lease, own.fence, unexpired=True)
         await lock_plans(conn, desk.plans)
         rows = await drive.plans_of(conn, own.project)  # read under the locks: waves and limits may have moved
+        await _settle_ended(conn, rows)
         plans = [
             p for p in rows.values() if p.id in desk.plans and p.status in (PlanStatus.RUNNING, PlanStatus.CANCELLING)
         ]
@@ -89,11 +91,23 @@ async def claim(desk: Desk, room: int) -> int:
         ]  # fmt: skip
         moved = await move_jobs(conn, own.deployment, changes)
     claimed = [j for j in claimed if j.key in moved]
-    desk.claimed |= {j.key for j in claimed}
     desk.unchecked.extend(claimed)
     if again or len(claimed) == room:
         desk.woken.set()
     return len(claimed)
+
+
+async def _settle_ended(conn: AsyncConnection, rows: Mapping[UUID, DrivenPlan]) -> None:
+    """Plans that have ended, all of whose late jobs have ended too: nothing is left to watch. Late evidence may have
+    turned what failed them."""
+    ended = [p for p in rows.values() if p.status in FINAL_PLAN_STATUSES]
+    figures = await drive.figures(conn, ended) if ended else {}
+    for plan in ended:
+        if figures[plan.id].count(*IN_FLIGHT_JOB_STATES, JobState.STUCK):
+            continue
+        if plan.status is PlanStatus.FAILED and outcome(figures[plan.id]) is PlanStatus.SUCCEEDED:
+            await move_plan(conn, _move(plan, PlanStatus.SUCCEEDED))
+        await drive.leave_plan(conn, plan.id)
 
 
 def allot(

@@ -19,7 +19,7 @@ from orchestrator.domain.spec import PlanSpec
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.domain.verdict import Limits
 from orchestrator.ledger.drive import ClaimedJob, DrivenPlan, Ownership
-from orchestrator.ledger.transitions import AttemptAnswer, JobChange, JobKey
+from orchestrator.ledger.transitions import AttemptAnswer, JobChange
 from workers.driver.lease import LeaseKeeper
 from workers.driver.mirror import Mirror
 from workers.driver.record import Recorder
@@ -92,8 +92,6 @@ class Desk:
     """Claimed jobs that wait for their check."""
     watched: dict[str, Watched] = field(default_factory=dict)
     """By server id."""
-    claimed: set[JobKey] = field(default_factory=set)
-    """Jobs that are `checking` or `sending` in our hands."""
     posting: int = 0
     """Calls that are being sent."""
     woken: asyncio.Event = field(default_factory=asyncio.Event)

@@ -73,7 +73,7 @@ async def drive_project(
             limits=limits_of(settings, project.project_id),
             mirror=Mirror(cloud=cloud), recorder=None, rebuild_seconds=seconds,  # type: ignore[arg-type]
         )  # fmt: skip
-        desk.recorder = Recorder(engine=engine, own=lease.own, recorded=_recorded(desk), dropped=_dropped(desk))
+        desk.recorder = Recorder(engine=engine, own=lease.own, recorded=_recorded(desk), dropped=_dropped)
         await _run(desk, stop)
 
 
@@ -85,12 +85,14 @@ def _recorded(desk: Desk) -> Callable[[JobChange], None]:
     return recorded
 
 
-def _dropped(desk: Desk) -> Callable[[JobChange], None]:
-    def dropped(change: JobChange) -> None:
-        log.info("change_dropped", plan=str(change.plan_id), server=change.server_id, expected=change.expected.value,
-                 state=change.decision.state.value)  # fmt: skip
-
-    return dropped
+def _dropped(change: JobChange) -> None:
+    log.info(
+        "change_dropped",
+        plan=str(change.plan_id),
+        server=change.server_id,
+        expected=change.expected.value,
+        state=change.decision.state.value,
+    )
 
 
 async def _run(desk: Desk, stop: asyncio.Event) -> None:
@@ -142,7 +144,7 @@ async def _until_over(desk: Desk, stop: asyncio.Event) -> None:
 async def _leave(desk: Desk) -> None:
     """Stops claiming, lets calls that are being sent finish, puts back what was claimed, writes everything down."""
     desk.stopping = True
-    while desk.posting:
+    while desk.posting:  # noqa: ASYNC110  a handful of calls, none longer than the HTTP timeout
         await asyncio.sleep(0.02)
     back = [c.job for c in desk.ready] + list(desk.unchecked)
     desk.ready.clear()
@@ -171,9 +173,9 @@ async def _take_over(desk: Desk) -> int:
     whose answer nobody recorded that they are unresolved."""
     async with desk.engine.connect() as conn:
         jobs = await drive.moving_jobs(conn, desk.own.project)
-    reason = Reason(code="driver_lost", message=(
-        "The driver was lost between the intent and the recorded answer: whether the call took effect is not known."))  # fmt: skip
-    asyncio_now = time.monotonic()
+    lost = "The driver was lost between the intent and the recorded answer: whether the call took effect is not known."
+    reason = Reason(code="driver_lost", message=lost)
+    now = time.monotonic()
     recorder = asyncio.create_task(desk.recorder.run())
     try:
         for job in jobs:
@@ -188,7 +190,7 @@ async def _take_over(desk: Desk) -> int:
                 case JobState.VERIFYING:
                     await desk.happen(job, job.state, Happened(event=JobEvent.VERIFIED))
                 case _:
-                    desk.watched[job.server_id] = _adopted(desk, job, asyncio_now)
+                    desk.watched[job.server_id] = _adopted(desk, job, now)
         drained = asyncio.create_task(desk.recorder.drain())
         await asyncio.wait({recorder, drained}, return_when=asyncio.FIRST_COMPLETED)
         drained.cancel()

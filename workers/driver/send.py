@@ -14,6 +14,7 @@ from orchestrator.domain.completion import Expected
 from orchestrator.domain.decide import Happened, Reason
 from orchestrator.domain.lifecycle import JobEvent
 from orchestrator.domain.states import JobState
+from orchestrator.errors import CloudError
 from orchestrator.ledger.drive import Intent, commit_intents
 from orchestrator.ledger.transitions import AttemptAnswer
 from orchestrator.log import get_logger
@@ -47,6 +48,7 @@ async def send_forever(desk: Desk, calls: asyncio.TaskGroup) -> None:
         size = max(1, int(desk.limiter.learned_rate * SLICE_SECONDS))
         batch = _take(desk, size)
         if not batch:
+            await asyncio.sleep(SLICE_SECONDS)
             continue
         permits = await desk.limiter.reserve(len(batch), commit_seconds, within=HORIZON)
         for checked in batch[len(permits) :]:
@@ -64,15 +66,23 @@ async def send_forever(desk: Desk, calls: asyncio.TaskGroup) -> None:
 
 
 def _take(desk: Desk, size: int) -> list[Checked]:
-    """The next jobs whose check is still fresh; the others are checked again."""
+    """The next jobs whose check is still fresh and whose plan's own pace allows one now; stale ones are checked
+    again."""
     batch: list[Checked] = []
-    while desk.ready and len(batch) < size:
+    soon = time.monotonic() + SLICE_SECONDS
+    for _ in range(len(desk.ready)):
+        if len(batch) == size:
+            break
         checked = desk.ready.popleft()
         plan = desk.plans.get(checked.job.plan_id)
         if plan is None or not plan.running or desk.mirror.age(checked.job.server_id) > FRESH_SECONDS:
             desk.unchecked.append(checked.job)
             desk.filled.set()
+        elif plan.pace and plan.pace.next > soon:
+            desk.ready.append(checked)
         else:
+            if plan.pace:
+                plan.pace.reserve(1, time.monotonic())
             batch.append(checked)
     return batch
 
@@ -92,13 +102,11 @@ async def _second_gate(desk: Desk, batch: Sequence[Checked]) -> list[Checked]:
         # A COMMIT without an answer sends nothing, wherever it left the jobs: both ways back are queued, one fits.
         log.warning("second_gate_failed", project=desk.own.project, jobs=len(batch), error=str(e)[:200])
         for checked in batch:
-            desk.claimed.discard(checked.job.key)
             await desk.happen(checked.job, JobState.SENDING, Happened(event=JobEvent.NOT_SENT))
             await desk.happen(checked.job, JobState.CHECKING, Happened(event=JobEvent.POSTPONE))
         return []
     for checked in batch:
         if checked.job.key not in let_through:
-            desk.claimed.discard(checked.job.key)
             await desk.happen(checked.job, JobState.CHECKING, Happened(event=JobEvent.POSTPONE))
     return [c for c in batch if c.job.key in let_through]
 
@@ -106,35 +114,28 @@ async def _second_gate(desk: Desk, batch: Sequence[Checked]) -> list[Checked]:
 async def _send(desk: Desk, checked: Checked, permit: Permit) -> None:
     """One call, at its time, at most once; then the answer goes to the ledger."""
     try:
-        answer = await _call(desk, checked, permit)
+        answer, permit = await _call(desk, checked, permit)
         await _settle(desk, checked, answer, permit)
     finally:
         desk.posting -= 1
-        desk.claimed.discard(checked.job.key)
         desk.filled.set()
 
 
-async def _call(desk: Desk, checked: Checked, permit: Permit) -> Answer:
-    plan = desk.plans.get(checked.job.plan_id)
-    at = permit.at
-    if plan and plan.pace:
-        at = plan.pace.reserve(1, at)[0]
+async def _call(desk: Desk, checked: Checked, permit: Permit) -> tuple[Answer, Permit]:
+    """Waits for the permit's time, throws a late one away for another, and sends; the answer, and the permit used."""
     give_up = time.monotonic() + HORIZON + 5.0
     while True:
-        await asyncio.sleep(at - time.monotonic())
-        late = desk.limiter.late(permit) if at == permit.at else time.monotonic() > at + 0.02
-        if not late:
+        await asyncio.sleep(permit.at - time.monotonic())
+        if not desk.limiter.late(permit):
             break
-        if time.monotonic() > give_up or desk.stopping:
-            return Answer(effect=Effect.NOT_APPLIED, cause=Cause.NEVER_SENT, message="No permit in time.")
-        again = await desk.limiter.reserve(1, within=HORIZON)
+        again = [] if desk.stopping or time.monotonic() > give_up else await desk.limiter.reserve(1, within=HORIZON)
         if not again:
-            return Answer(effect=Effect.NOT_APPLIED, cause=Cause.NEVER_SENT, message="No permit in time.")
+            return Answer(effect=Effect.NOT_APPLIED, cause=Cause.NEVER_SENT, message="No permit in time."), permit
         permit = again[0]
-        at = permit.at
-    return await desk.cloud.rebuild(
+    answer = await desk.cloud.rebuild(
         checked.job.server_id, checked.body, reimage_boot_volume=checked.reimage, ready=desk.lease.fresh
     )
+    return answer, permit
 
 
 async def _settle(desk: Desk, checked: Checked, answer: Answer, permit: Permit) -> None:
@@ -155,7 +156,10 @@ async def _settle(desk: Desk, checked: Checked, answer: Answer, permit: Permit) 
     if answer.cause is Cause.THROTTLED:
         await desk.limiter.throttled(answer.retry_after, permit.epoch)
     elif answer.cause is Cause.TOKEN:
-        await desk.cloud.renew_token()
+        try:
+            await desk.cloud.renew_token()
+        except CloudError as e:  # the next call's sign-in will say it again
+            log.warning("token_not_renewed", project=desk.own.project, error=e.message)
 
 
 def _watched(desk: Desk, checked: Checked, answer: Answer) -> Watched:
