@@ -1,6 +1,6 @@
 """Where the application keeps its parts, by typed keys."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class ApiConfig:
     """What the application needs to know."""
 
-    database_url: str
-    redis_url: str
+    database_url: str = field(repr=False)
+    redis_url: str = field(repr=False)
     api_url: str
     clouds: tuple[str, ...] = ()
     """Names of clouds that may be used; empty: all of clouds.yaml."""

@@ -92,6 +92,7 @@ async def _perform(app: App, folder: Path, servers: int, look: asyncio.Event | N
         if look is not None:
             _say_look(app, site)
             await look.wait()
+            app.say("Stopping …")
 
 
 def _rehearsal(env: Mapping[str, str], clouds_file: Path, servers: int) -> ChildSpec:

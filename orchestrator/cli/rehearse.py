@@ -97,4 +97,4 @@ def rehearse(
             say=app.say,
         )
     except OSError as e:
-        raise click.UsageError(f"can't serve at {host}:{port}: {e.strerror}") from None
+        raise click.UsageError(f"can't serve at {host}:{port}: {e}") from None

@@ -97,13 +97,16 @@ class Prepared:
 
 
 async def plans_to_prepare(conn: AsyncConnection, limit: int = 20) -> list[UUID]:
-    """Plans whose preparing is due and under nobody's live lease."""
+    """Plans whose preparing is due and under nobody's live lease. Each is due again in a while: a hint can get lost,
+    and a queue must not fill with repeats."""
     rows = await conn.execute(
         text("""
-        SELECT p.id FROM plans p LEFT JOIN leases l ON l.name = 'prepare:' || p.id
-        WHERE p.status IN ('preparing', 'cancelling') AND p.prepare_at <= now() AND p.project IS NULL
-          AND (l.expires_at IS NULL OR l.expires_at < clock_timestamp())
-        ORDER BY p.prepare_at LIMIT :limit"""),
+        UPDATE plans SET prepare_at = now() + interval '15 s' WHERE id IN (
+          SELECT p.id FROM plans p LEFT JOIN leases l ON l.name = 'prepare:' || p.id
+          WHERE p.status = 'preparing' AND p.prepare_at <= now()
+            AND (l.expires_at IS NULL OR l.expires_at < clock_timestamp())
+          ORDER BY p.prepare_at LIMIT :limit FOR NO KEY UPDATE OF p SKIP LOCKED)
+        RETURNING id"""),
         {"limit": limit},
     )
     return [r.id for r in rows]

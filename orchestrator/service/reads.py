@@ -1,5 +1,6 @@
 """Looking at plans, jobs and events."""
 
+import asyncio
 import base64
 import binascii
 import json
@@ -14,7 +15,7 @@ from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.errors import Fault, NotFound
 from orchestrator.ledger.events import events_after, server_events
 from orchestrator.ledger.events import latest_events as ledger_latest_events
-from orchestrator.ledger.jobs import JobFilter, attempts_of, explicit_targets, job_of_server, job_page
+from orchestrator.ledger.jobs import ExplicitTarget, JobFilter, attempts_of, explicit_targets, job_of_server, job_page
 from orchestrator.ledger.plans import PlanFilter, PlanRecord, plan_page, plan_record, plan_spec
 from orchestrator.service.deps import Deps
 from orchestrator.service.errors import RequestInvalid
@@ -61,11 +62,11 @@ async def get_spec(deps: Deps, principal: Principal, plan_id: UUID) -> dict[str,
     async with deps.engine.connect() as conn:
         plan = await _readable(conn, principal, plan_id)
         spec = await plan_spec(conn, plan_id)
-        if plan.explicit:
-            targets = await explicit_targets(conn, plan_id, plan.explicit)
-            servers = [server_document(t.server_id, t.find, _without_secrets(t.overrides)) for t in targets]
-            spec["targets"] = {"servers": servers, **spec.get("targets", {})}
-        return spec
+        targets = await explicit_targets(conn, plan_id, plan.explicit) if plan.explicit else []
+    if targets:
+        servers = await asyncio.to_thread(_servers, targets)
+        spec["targets"] = {"servers": servers, **spec.get("targets", {})}
+    return spec
 
 
 async def list_jobs(
@@ -132,6 +133,10 @@ async def _readable(conn: AsyncConnection, principal: Principal, plan_id: UUID) 
         raise NotFound("There is no plan of that id.")
     principal.need_cloud(record.cloud)
     return record
+
+
+def _servers(targets: Sequence[ExplicitTarget]) -> list[Any]:
+    return [server_document(t.server_id, t.find, _without_secrets(t.overrides)) for t in targets]
 
 
 def _without_secrets(overrides: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -52,7 +52,11 @@ class Terminal:
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.shown.decode(errors="replace"))
 
     async def sees(self, text: str) -> None:
-        await eventually(lambda: text in self.text, deadline=20, message=f"{text!r} on the terminal: {self.text!r}")
+        def check() -> bool:
+            assert text in self.text
+            return True
+
+        await eventually(check, deadline=20)
 
     def types(self, text: str) -> None:
         os.write(self.main, text.encode())
@@ -117,7 +121,7 @@ async def test_the_live_view_has_a_bar_for_each_wave_of_sent_and_confirmed(
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
     async with Terminal(("wait", PLAN_ID)) as terminal:
-        await terminal.sees("█" * 15 + "▒" * 8 + "·" * 7)
+        await terminal.sees("█" * 15 + "▒" * 7 + "·" * 8)
         await terminal.sees("10/20")
         await terminal.sees("web-?[31m1 failed: no_host")
         assert await terminal.ends() == 0

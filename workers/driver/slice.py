@@ -15,12 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from orchestrator.clouds.pacing import make_redis
 from orchestrator.clouds.sign_in import TokenCache
 from orchestrator.errors import CloudError, LeaseLost
+from orchestrator.hints import Hints
 from orchestrator.ledger import drive, tick
 from orchestrator.ledger.drive import DueProject
 from orchestrator.ledger.engine import open_engine
 from orchestrator.log import get_logger
 from workers.driver.lease import LeaseKeeper
 from workers.driver.project import drive_project
+from workers.tick import tick_once
 
 log = get_logger(__name__)
 
@@ -39,6 +41,7 @@ class Slice:
     engine: AsyncEngine
     redis: aioredis.Redis
     tokens: TokenCache
+    hints: Hints
     stop: asyncio.Event
     name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     _running: dict[int, asyncio.Task[None]] = field(default_factory=dict)
@@ -52,6 +55,7 @@ class Slice:
             while not self.stop.is_set():
                 try:
                     await self._look()
+                    await self._tick()
                     if await self._over(time.monotonic() - began):
                         break
                 except (DBAPIError, OSError, TimeoutError) as e:
@@ -85,6 +89,12 @@ class Slice:
             if lease:
                 self._yields[project.project] = asyncio.Event()
                 self._running[project.project] = asyncio.create_task(self._drive(project, lease))
+
+    async def _tick(self) -> None:
+        """Every drive process ticks, so that the service goes on without a beat; a lock keeps it to one at a time."""
+        found = await tick_once(self.engine)
+        for plan_id in found.to_prepare:
+            await self.hints.prepare(plan_id)
 
     async def _drive(self, project: DueProject, lease: LeaseKeeper) -> None:
         stop = self._yields[project.project]
@@ -137,10 +147,12 @@ class Slice:
 async def run_slice(database_url: str, redis_url: str, tokens: TokenCache, stop: asyncio.Event) -> None:
     """Opens what a slice needs, in this loop, runs it, and closes everything."""
     redis = make_redis(redis_url)
+    hints = Hints(redis_url)
     try:
         async with open_engine(database_url, name="rebuild-drive", pool_size=8) as engine:
-            await Slice(engine=engine, redis=redis, tokens=tokens, stop=stop).run()
+            await Slice(engine=engine, redis=redis, tokens=tokens, hints=hints, stop=stop).run()
     finally:
+        hints.close()
         await redis.aclose()
 
 
