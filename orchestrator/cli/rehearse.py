@@ -31,16 +31,17 @@ class Seconds(click.ParamType[tuple[float, float]]):
 
 
 class Rate(click.ParamType[str]):
-    """`10/s` or `10/m`, as in plan files."""
+    """`10/s` or `10/m`, as in plan files; a bare `10` is per second."""
 
     name = "rate"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        said = str(value) if "/" in str(value) else f"{value}/s"
         try:
-            parse_rate(str(value))
+            parse_rate(said)
         except ValueError as e:
             self.fail(str(e), param, ctx)
-        return str(value)
+        return said
 
 
 @click.command()

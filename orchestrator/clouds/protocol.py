@@ -164,9 +164,15 @@ class Cloud(Protocol):
         """Drops the token that the cloud answered 401 to and fetches a new one."""
 
     def list_servers(
-        self, *, changes_since: datetime | None = None, selection: Selection | None = None, name: str | None = None
+        self,
+        *,
+        changes_since: datetime | None = None,
+        selection: Selection | None = None,
+        name: str | None = None,
+        page: int = 1000,
     ) -> AsyncIterator[ServerPage]:
-        """Pages of servers in detail, 1,000 at a time; with `changes_since` also deleted ones (status DELETED).
+        """Pages of servers in detail, `page` at a time (Nova gives at most 1,000); with `changes_since` also deleted
+        ones (status DELETED).
 
         `name`: exact; the cloud's regular expression is anchored and escaped by the client.
         At least one page is yielded, perhaps empty, so that there is always a `date`.

@@ -13,6 +13,9 @@ FRESH_SECONDS = 10.0
 """A server may be wiped by a view of it that is at most this old."""
 FULL_SECONDS = 60.0
 """How often everything is read in full: metadata and tags don't move `updated`."""
+CHANGES_PAGE = 200
+"""Servers a page of changes: parsing a thousand at once would hold up the loop, and permits would come too late."""
+FULL_PAGE = 1000
 FEW = 20
 """Up to so many servers are read one by one: cheaper than a list of the whole project."""
 
@@ -97,7 +100,8 @@ class Mirror:
 
     async def _read(self, changes_since: datetime | None) -> tuple[float, list[Server]]:
         began, first, found = time.monotonic(), None, []
-        async for page in self.cloud.list_servers(changes_since=changes_since):
+        size = FULL_PAGE if changes_since is None else CHANGES_PAGE
+        async for page in self.cloud.list_servers(changes_since=changes_since, page=size):
             first = first or page.date
             for server in page.servers:
                 if server.id in self.wanted:

@@ -28,8 +28,10 @@ log = get_logger(__name__)
 
 SLICE_SECONDS = 60.0
 HARD_CAP_SECONDS = 600.0
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.25
 """How often a drive process looks for projects without a driver: a killed one is replaced at its lease's end."""
+LIFE_SECONDS = 2.0
+"""How often it says that it lives, and ticks."""
 CLOUD_TROUBLE_SECONDS = 5.0
 """A project whose cloud could not be signed in to is left alone for this long."""
 
@@ -44,6 +46,8 @@ class Slice:
     hints: Hints
     stop: asyncio.Event
     name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    _said_at: float = float("-inf")
+    _processes: int = 1
     _running: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     _yields: dict[int, asyncio.Event] = field(default_factory=dict)
     _not_before: dict[int, float] = field(default_factory=dict)
@@ -54,8 +58,10 @@ class Slice:
         try:
             while not self.stop.is_set():
                 try:
+                    if time.monotonic() > self._said_at + LIFE_SECONDS:
+                        self._said_at = time.monotonic()
+                        await self._live()
                     await self._look()
-                    await self._tick()
                     if await self._over(time.monotonic() - began):
                         break
                 except (DBAPIError, OSError, TimeoutError) as e:
@@ -68,16 +74,14 @@ class Slice:
             await self._say_goodbye()
 
     async def _look(self) -> None:
-        """Says that this process lives, and takes what nobody drives, up to its share."""
+        """Takes what nobody drives, up to this process's share."""
         for ended, task in list(self._running.items()):
             if task.done():
                 del self._running[ended], self._yields[ended]
                 self._report(ended, task)
-        async with self.engine.begin() as conn:
-            await tick.seen(conn, self.name, "drive")
+        async with self.engine.connect() as conn:
             due = await drive.due_projects(conn)
-            processes = await tick.living(conn, "drive")
-        share = math.ceil(len(due) / max(1, processes))
+        share = math.ceil(len(due) / self._processes)
         for project in due:
             if len(self._running) >= share:
                 break
@@ -90,8 +94,12 @@ class Slice:
                 self._yields[project.project] = asyncio.Event()
                 self._running[project.project] = asyncio.create_task(self._drive(project, lease))
 
-    async def _tick(self) -> None:
-        """Every drive process ticks, so that the service goes on without a beat; a lock keeps it to one at a time."""
+    async def _live(self) -> None:
+        """Says that this process lives, and ticks: every drive process does, so that the service goes on without a
+        beat; a lock keeps it to one at a time."""
+        async with self.engine.begin() as conn:
+            await tick.seen(conn, self.name, "drive")
+            self._processes = max(1, await tick.living(conn, "drive"))
         found = await tick_once(self.engine)
         for plan_id in found.to_prepare:
             await self.hints.prepare(plan_id)
