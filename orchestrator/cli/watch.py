@@ -26,7 +26,7 @@ HEARTBEAT_SECONDS = 30.0
 """A quiet log line at least so often, or CI systems take the job for dead."""
 COUNTS_SECONDS = 2.0
 """Lines that only tell of counts come at most so often."""
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.5
 SHOWN_FAILURES = 5
 
 Until = Callable[[Plan], bool]

@@ -57,6 +57,8 @@ from orchestrator.log import get_logger
 log = get_logger(__name__)
 
 PAGE = 1000
+READ_PATIENCE = 4
+"""How often a paced read is sent in all before being told to slow down becomes the caller's trouble."""
 """Servers a page; Nova's own limit (nova-facts 7)."""
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _UUID = re.compile(r"[0-9a-fA-F]{8}-?([0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
@@ -265,8 +267,10 @@ class OpenStackCloud:
         *,
         missing: str | None = None,
     ) -> tuple[RawAnswer, datetime]:
-        """A 200, or a 404 whose error is named `missing`; with the cloud's time. Renews the token once."""
-        for renewed in (False, True):
+        """A 200, or a 404 whose error is named `missing`; with the cloud's time. Renews the token once, and
+        is patient where told to slow down."""
+        renewed, patience = False, READ_PATIENCE if self._reads else 0
+        while True:
             signed = await self._token()
             permit = await self._reads.acquire() if self._reads else None
             before = signed.cloud_now()
@@ -277,13 +281,16 @@ class OpenStackCloud:
             ):
                 return answer, parse_http_date(answer.headers.get("Date")) or before
             if answer.status == 401 and not renewed:
+                renewed = True
                 await self.renew_token()
                 continue
             error = self._refused(answer, address)
             if permit and self._reads and isinstance(error, CloudThrottled):
                 await self._reads.throttled(error.retry_after, permit.epoch)
+                patience -= 1
+                if patience > 0:  # the next permit is for after the pause that was asked for
+                    continue
             raise error
-        raise AssertionError("unreachable")
 
     def _refused(self, answer: RawAnswer, url: str) -> CloudError:
         host, said = urlsplit(url).netloc, error_message(answer.body)

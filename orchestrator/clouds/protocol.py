@@ -171,7 +171,8 @@ class Cloud(Protocol):
         name: str | None = None,
         page: int = 1000,
     ) -> AsyncIterator[ServerPage]:
-        """Pages of servers in detail, `page` at a time (Nova gives at most 1,000); with `changes_since` also deleted
+        """Pages of servers in detail, `page` at a time (Nova gives at most 1,000); with `changes_since` also
+        deleted ones (status DELETED).
         ones (status DELETED).
 
         `name`: exact; the cloud's regular expression is anchored and escaped by the client.

@@ -41,7 +41,7 @@ def workers(cloud: Running, urls: tuple[str, str], tmp_path_factory: pytest.Temp
     yield running
     running.stop()
     for log in sorted(folder.glob("*.log")):
-        print(f"== {log.name}\n{log.read_text()[-2000:]}")
+        print(f"== {log.name}\n{log.read_text()[-2000:]}")  # noqa: T201  pytest shows it beside a failure
 
 
 @pytest.fixture

@@ -43,8 +43,10 @@ class Workers:
     def start(self, *queues: str) -> None:
         """Starts a worker for each queue."""
         for queue in queues:
-            argv = [sys.executable, "-m", "celery", "-A", "workers.app:app", "worker", "-Q", queue, "-n", f"{queue}@t",
-                    "--concurrency", "1", "--prefetch-multiplier", "1", "--without-mingle", "--without-gossip"]  # fmt: skip
+            argv = [
+                sys.executable, "-m", "celery", "-A", "workers.app:app", "worker", "-Q", queue, "-n", f"{queue}@t",
+                "--concurrency", "1", "--prefetch-multiplier", "1", "--without-mingle", "--without-gossip",
+            ]  # fmt: skip
             with (self.logs / f"{queue}.log").open("ab") as log:
                 self.running[queue] = subprocess.Popen(
                     argv, env=dict(self.env), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -181,14 +183,16 @@ class Site:
                 text("SELECT state, sum(n) AS n FROM job_counts WHERE plan_id = :id GROUP BY state"), {"id": plan}
             )
             counted = {r.state: int(r.n) for r in counts if r.n}
-            seqs = [r.seq for r in await conn.execute(
-                text("SELECT seq FROM events WHERE plan_id = :id ORDER BY seq"), {"id": plan})]  # fmt: skip
+            rows = (
+                await conn.execute(
+                    text("SELECT seq, server_id, to_state FROM events WHERE plan_id = :id ORDER BY seq"), {"id": plan}
+                )
+            ).all()
             last = (await conn.execute(text("SELECT event_seq FROM plans WHERE id = :id"), {"id": plan})).scalar_one()
-            held = {r.server_id for r in await conn.execute(
-                text("SELECT server_id FROM holds WHERE plan_id = :id"), {"id": plan})}  # fmt: skip
-            final = {r.server_id: r.to_state for r in await conn.execute(
-                text("SELECT server_id, to_state FROM events WHERE plan_id = :id AND server_id IS NOT NULL ORDER BY seq"),
-                {"id": plan})}  # fmt: skip
+            holds = await conn.execute(text("SELECT server_id FROM holds WHERE plan_id = :id"), {"id": plan})
+            held = {r.server_id for r in holds}
+        seqs = [r.seq for r in rows]
+        final = {r.server_id: r.to_state for r in rows if r.server_id is not None}
         jobs = await self.jobs(plan)
         assert counted == Counter(state for state, _ in jobs.values())
         assert seqs == list(range(1, last + 1))

@@ -122,7 +122,7 @@ async def test_a_token_revoked_under_way_costs_nobody_a_rebuild(site: Site) -> N
 
 async def test_being_told_to_slow_down_is_no_try_and_no_failure(site: Site) -> None:
     ids = site.named(*range(80, 95))
-    site.cloud.cloud.fail(Fault(kind=FaultKind.STORM, times=10, delay=0.3))
+    site.cloud.cloud.fail(Fault(kind=FaultKind.STORM, times=6, delay=0.3))
     plan, status = await site.run({"targets": {"servers": ids}}, within=90)
     assert status == "succeeded"
     assert [site.accepted(i) for i in ids] == [1] * 15
