@@ -113,7 +113,7 @@ def test_a_plans_cancellation_cancels_nothing_that_may_have_been_sent() -> None:
 def test_the_sets_of_states_fit_together() -> None:
     assert FINAL_JOB_STATES < FINISHED_JOB_STATES
     assert not FINAL_JOB_STATES & HOLDING_JOB_STATES
-    assert FINAL_JOB_STATES | HOLDING_JOB_STATES == set(JobState)
+    assert set(JobState) == FINAL_JOB_STATES | HOLDING_JOB_STATES
     assert not IN_FLIGHT_JOB_STATES & FINISHED_JOB_STATES
     assert set(JobState) - FINISHED_JOB_STATES - IN_FLIGHT_JOB_STATES == {JobState.PENDING, JobState.CHECKING}
 
