@@ -43,6 +43,7 @@ async def plant(
             project, [job(i, s, wave=w) for i, (s, w) in enumerate(zip(servers, wave_of, strict=True))], sizes=sizes
         ),
     )
+    await conn.execute(text("DROP TABLE prepared"))  # a test may plant several plans in one transaction
     if running:
         if holds:
             assert not await take_holds(conn, DEPLOYMENT, plan_id)

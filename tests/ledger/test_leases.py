@@ -61,9 +61,9 @@ async def test_nobody_takes_over_while_a_guarded_transaction_is_open(database_ur
             await expire(conn, "drive:1")
         async with engine.connect() as guarded:
             await guard(guarded, "drive:1", 1)
-            with pytest.raises(DBAPIError, match="lock timeout"):
-                async with transaction(engine) as conn:
-                    await conn.execute(text("SET LOCAL lock_timeout = '100ms'"))
+            async with engine.connect() as conn:
+                await conn.execute(text("SET LOCAL lock_timeout = '100ms'"))
+                with pytest.raises(DBAPIError, match="lock timeout"):
                     await acquire(conn, "drive:1", "b", 60)
             await guarded.rollback()
         async with transaction(engine) as conn:
