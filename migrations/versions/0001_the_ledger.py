@@ -81,6 +81,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'pending'"),
     )
     op.create_index(
+        "ix_jobs_waiting",
+        "jobs",
+        ["plan_id", "due_at"],
+        unique=False,
+        postgresql_where=sa.text("state = 'pending' AND due_at IS NOT NULL"),
+    )
+    op.create_index(
         "uq_jobs_plan_id_server_id",
         "jobs",
         ["plan_id", "server_id"],
@@ -180,6 +187,7 @@ def upgrade() -> None:
         sa.Column("current_wave", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("acknowledged_failures", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("acknowledged_unresolved", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("acknowledged_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("go_epoch", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("event_seq", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("due", sa.Boolean(), server_default=sa.text("false"), nullable=False),
@@ -294,6 +302,9 @@ def downgrade() -> None:
     op.drop_table("leases")
     op.drop_table("last_rebuilds")
     op.drop_index("uq_jobs_plan_id_server_id", table_name="jobs", postgresql_where=sa.text("server_id IS NOT NULL"))
+    op.drop_index(
+        "ix_jobs_waiting", table_name="jobs", postgresql_where=sa.text("state = 'pending' AND due_at IS NOT NULL")
+    )
     op.drop_index("ix_jobs_pending", table_name="jobs", postgresql_where=sa.text("state = 'pending'"))
     op.drop_index(
         "ix_jobs_moving",

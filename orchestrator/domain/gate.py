@@ -167,7 +167,8 @@ def halts(plan: PlanFigures) -> Reason | None:
                     code="same_cause",
                     message=(f"{n} servers failed of one cause, {cause}; same_cause is {plan.same_cause}."),
                 )
-    unresolved = plan.count(JobState.UNRESOLVED) - plan.acknowledged_unresolved
+    fresh = plan.count(JobState.UNRESOLVED) - plan.acknowledged_unresolved
+    unresolved = min(fresh, wave.count(JobState.UNRESOLVED)) if wave else 0
     if wave and wave.halt_on_unresolved and unresolved > 0:
         return Reason(
             code="unresolved",

@@ -190,8 +190,10 @@ async def figures(conn: AsyncConnection, plans: Sequence[DrivenPlan]) -> dict[UU
     if failing:
         for r in await conn.execute(
             sql("""
-            SELECT plan_id, coalesce(fingerprint, reason_code, 'unknown') AS cause, count(*) AS n FROM jobs
-            WHERE plan_id = ANY(CAST(:ids AS uuid[])) AND state IN ('failed', 'stuck') GROUP BY 1, 2"""),
+            SELECT j.plan_id, coalesce(j.fingerprint, j.reason_code, 'unknown') AS cause, count(*) AS n
+            FROM plans p JOIN jobs j ON j.plan_id = p.id AND j.state IN ('failed', 'stuck')
+            WHERE p.id = ANY(CAST(:ids AS uuid[]))
+              AND (p.acknowledged_at IS NULL OR j.updated_at > p.acknowledged_at) GROUP BY 1, 2"""),
             {"ids": failing},
         ):
             causes[r.plan_id][r.cause] = r.n
@@ -376,9 +378,10 @@ async def replenish_wave(conn: AsyncConnection, plan_id: UUID, wave: int, places
     await add_counts(conn, deltas)
     await conn.execute(
         sql("""
-        UPDATE waves SET size = size + CASE index WHEN :wave THEN :total ELSE -:total END
-        WHERE plan_id = :id AND index IN (:wave, :last)"""),
-        {"id": plan_id, "wave": wave, "total": total, "last": max(w for w, _ in taken)},
+        UPDATE waves w SET size = w.size + i.n
+        FROM unnest(CAST(:waves AS int[]), CAST(:n AS int[])) AS i(wave, n)
+        WHERE w.plan_id = :id AND w.index = i.wave"""),
+        {"id": plan_id, "waves": [wave, *(w for w, _ in taken)], "n": [total, *(-n for _, n in taken)]},
     )
     return total
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.decide import Reason
@@ -150,7 +150,7 @@ async def acknowledge_failures(conn: AsyncConnection, plan_id: UUID, *, failures
     await conn.execute(
         update(Plan)
         .where(Plan.id == plan_id)
-        .values(acknowledged_failures=failures, acknowledged_unresolved=unresolved)
+        .values(acknowledged_failures=failures, acknowledged_unresolved=unresolved, acknowledged_at=func.now())
     )
     await conn.execute(
         text("""

@@ -120,6 +120,8 @@ class Plan(Base):
     current_wave: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     acknowledged_failures: Mapped[int] = mapped_column(server_default=text("0"))
     acknowledged_unresolved: Mapped[int] = mapped_column(server_default=text("0"))
+    acknowledged_at: Mapped[datetime | None]
+    """When a resume acknowledged the failures so far; causes count anew from there."""
     go_epoch: Mapped[int] = mapped_column(server_default=text("0"))
     """Moves whenever sending must stop; the second gate compares it."""
     event_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
@@ -169,6 +171,12 @@ class Job(Base):
             postgresql_where=text("server_id IS NOT NULL"),
         ),
         Index("ix_jobs_pending", "plan_id", "wave", "ord", postgresql_where=text("state = 'pending'")),
+        Index(
+            "ix_jobs_waiting",
+            "plan_id",
+            "due_at",
+            postgresql_where=text("state = 'pending' AND due_at IS NOT NULL"),
+        ),
         Index(
             "ix_jobs_moving",
             "plan_id",

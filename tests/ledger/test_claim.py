@@ -3,9 +3,9 @@
 from sqlalchemy import text
 
 from orchestrator.domain.states import JobState
-from orchestrator.ledger.drive import pending_jobs
+from orchestrator.ledger.drive import pending_jobs, replenish_wave
 from orchestrator.ledger.engine import open_engine, transaction
-from tests.ledger.plant import DEPLOYMENT, move, plant
+from tests.ledger.plant import DEPLOYMENT, column, counters_agree, move, plant
 
 SERVERS = [f"s-{i}" for i in range(6)]
 
@@ -56,3 +56,14 @@ async def test_two_claimers_at_once_never_take_the_same_job(database_url: str) -
             await one.rollback()
             again = await pending_jobs(two, DEPLOYMENT, plan, wave=0, limit=6)
             assert [j.server_id for j in again] == SERVERS
+
+
+async def test_a_wave_is_filled_up_from_all_that_follow_and_each_gives_what_was_its(database_url: str) -> None:
+    async with open_engine(database_url, name="test") as engine, transaction(engine) as conn:
+        plan = await plant(conn, SERVERS, sizes=[1, 2, 3])
+        await move(conn, plan, [(0, "s-0")], JobState.PENDING, JobState.SKIPPED)
+        assert await replenish_wave(conn, plan, 0, 3) == 3
+        assert await column(conn, "SELECT size FROM waves ORDER BY index") == [4, 0, 2]
+        assert await column(conn, "SELECT wave FROM jobs ORDER BY ord") == [0, 0, 0, 0, 2, 2]
+        assert await counters_agree(conn, plan)
+        assert await replenish_wave(conn, plan, 2, 3) == 0

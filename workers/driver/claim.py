@@ -23,36 +23,41 @@ AHEAD_SECONDS = 2.0
 """How much of the rate is claimed and checked ahead of its permits."""
 PULSE_SECONDS = 0.5
 """How often the plans' rows are looked at: a pause or a cancellation is seen within this."""
+GATHER_SECONDS = 0.05
+"""What changes within this is answered together."""
+PART_FREE = 0.25
+"""How much of the queue must be free before more is claimed: a transaction for a handful of jobs is dear."""
 NOTHING_YET = 5.0
 """Seconds after which the gate is asked again though nothing is known to have changed."""
 
 
 async def claim_forever(desk: Desk, reload: Callable[[Desk], Awaitable[None]]) -> None:
-    """Claims whenever something may have changed, until cancelled."""
+    """Claims whenever something may have changed and a part of the queue is free, until cancelled."""
     heard: list[drive.Pulse] | None = None
     known: object = None
-    asked_at = 0.0
+    paused = False
+    looked_at = asked_at = float("-inf")
     while True:
-        async with desk.engine.connect() as conn:
-            pulses, paused = await drive.pulse(conn, desk.own.project)
-        statuses = [(p.id, p.status, p.go_epoch) for p in pulses]
-        if statuses != known:
-            await reload(desk)
-            known = statuses
-        changed, heard = pulses != heard, pulses
-        room = int(desk.limiter.learned_rate * AHEAD_SECONDS) + 1 - len(desk.ready) - len(desk.unchecked)
-        due = changed or desk.woken.is_set() or time.monotonic() > asked_at + NOTHING_YET
-        if room > 0 and due and not desk.stopping and not paused:
+        if time.monotonic() > looked_at + PULSE_SECONDS:
+            looked_at = time.monotonic()
+            async with desk.engine.connect() as conn:
+                pulses, paused = await drive.pulse(conn, desk.own.project)
+            statuses = [(p.id, p.status, p.go_epoch) for p in pulses]
+            if statuses != known:
+                await reload(desk)
+                known = statuses
+            if pulses != heard:
+                desk.woken.set()
+            heard = pulses
+        ahead = int(desk.limiter.learned_rate * AHEAD_SECONDS) + 1
+        room = ahead - len(desk.ready) - len(desk.unchecked)
+        due = desk.woken.is_set() or time.monotonic() > asked_at + NOTHING_YET
+        if room >= ahead * PART_FREE and due and not desk.stopping and not paused:
             desk.woken.clear()
             asked_at = time.monotonic()
             if await claim(desk, room):
                 desk.filled.set()
-        try:
-            async with asyncio.timeout(PULSE_SECONDS):
-                await desk.woken.wait()
-                await asyncio.sleep(0.02)  # what ends together is answered together
-        except TimeoutError:
-            pass
+        await asyncio.sleep(GATHER_SECONDS)
 
 
 async def claim(desk: Desk, room: int) -> int:
