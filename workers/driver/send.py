@@ -26,6 +26,9 @@ log = get_logger(__name__)
 
 SLICE_SECONDS = 0.05
 """How much of the rate is reserved at a time: a stall then spills few permits (embedded.md)."""
+LEAD_SECONDS = 0.3
+"""How far ahead of their slots intents are committed: enough for a slow commit or a stall to cost no slot, and no more,
+since a crash leaves that many calls in doubt and a pause lets that many go."""
 CALLS_AT_ONCE = 96
 """Calls under way; beyond, sending waits for answers, whatever the rate says."""
 USUAL_COMMIT = 0.015
@@ -64,6 +67,7 @@ async def send_forever(desk: Desk, calls: asyncio.TaskGroup) -> None:
         for checked, permit in zip(through, permits, strict=False):
             desk.posting += 1
             calls.create_task(_send(desk, checked, permit))
+        await asyncio.sleep(permits[-1].at - LEAD_SECONDS - time.monotonic())
 
 
 def _take(desk: Desk, size: int) -> list[Checked]:

@@ -17,7 +17,7 @@ from workers.driver.mirror import FULL_SECONDS
 
 log = get_logger(__name__)
 
-SHORTEST, LONGEST = 0.8, 8.0
+SHORTEST, LONGEST = 0.5, 8.0
 """Bounds of the time between two polls, in seconds: never idle, never older than a check may use."""
 LOOK_AGAIN = 2.0
 """Seconds between two looks at one server."""
