@@ -27,6 +27,8 @@ class Settings(BaseSettings):
     """Names of clouds that may be used, comma-separated; empty allows all of clouds.yaml."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
+    failpoints: str = ""
+    """For tests and drills: where this process is to crash, stop, stall or fail (orchestrator/failpoints.py)."""
 
     @field_validator("clouds", mode="before")
     @classmethod

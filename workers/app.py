@@ -4,6 +4,7 @@ from typing import Any
 
 from celery import Celery, signals
 
+from orchestrator.failpoints import arm
 from orchestrator.hints import (
     DRIVE_QUEUE,
     DRIVE_TASK,
@@ -13,13 +14,16 @@ from orchestrator.hints import (
     TICK_TASK,
     broker_url,
 )
-from orchestrator.log import configure
+from orchestrator.log import configure, get_logger
 from orchestrator.settings import Settings
 from workers.runtime import StopPipe
 
 TICK_SECONDS = 2.0
 
 settings = Settings.read()
+if settings.failpoints:
+    arm(settings.failpoints)
+    get_logger(__name__).warning("failpoints_armed", points=settings.failpoints)
 pipe = StopPipe()
 
 app = Celery("rebuild", broker=broker_url(settings.redis_url), include=["workers.tasks"])

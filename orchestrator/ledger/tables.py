@@ -57,6 +57,11 @@ class Project(Base):
     """Calls per second that the limiter had reached; the next driver starts there."""
     learned_rebuild_seconds: Mapped[float | None]
     """Median duration of a rebuild, from the 202 to its success."""
+    incarnation: Mapped[str | None]
+    """The database (system identifier and timeline) under which the ledger was last known to agree with the cloud."""
+    trouble_code: Mapped[str | None]
+    trouble_message: Mapped[str | None]
+    """Why nothing is sent just now, though plans run; the plans say it."""
 
 
 class Cloud(Base):
@@ -209,6 +214,10 @@ class Job(Base):
     """Rebuild calls so far, whatever came of them: the number of the newest attempt."""
     refusals: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     """Attempts that count against `failure.attempts`."""
+    rebuilt_again: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    """How often `failure.rebuild_again` has sent it back after an accepted rebuild failed."""
+    retries: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    """How often a person has retried it; a retried job is never skipped."""
     due_at: Mapped[datetime | None]
     """A pending job is not claimed before this time."""
     busy_since: Mapped[datetime | None]
@@ -279,6 +288,8 @@ class LastRebuild(Base):
     plan_id: Mapped[UUID]
     state: Mapped[str]
     image: Mapped[str | None]
+    actions: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
+    """Request ids of its latest rebuilds, the newest last: actions of ours that are accounted for."""
     at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -308,6 +319,8 @@ class Lease(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     holder: Mapped[str]
     fence: Mapped[int] = mapped_column(BigInteger)
+    incarnation: Mapped[str] = mapped_column(server_default=text("''"))
+    """The database that gave it: its system identifier and timeline. Void on any other."""
     acquired_at: Mapped[datetime]
     expires_at: Mapped[datetime]
 
