@@ -131,6 +131,12 @@ class CloudAnswerInvalid(CloudError, ValueError):
     code = "cloud_answer_invalid"
 
 
+class CloudNotOffered(CloudError):
+    """The cloud doesn't offer that."""
+
+    code = "cloud_not_offered"
+
+
 class LeaseLost(RebuildError):
     """The driver no longer owns its project; it stops at once."""
 

@@ -47,6 +47,7 @@ from orchestrator.errors import (
     CloudAnswerInvalid,
     CloudConfigInvalid,
     CloudError,
+    CloudNotOffered,
     CloudSignInRefused,
     CloudThrottled,
     CloudTokenExpired,
@@ -208,7 +209,7 @@ class OpenStackCloud:
             raise CloudAnswerInvalid(f"{server_id!r} or {request_id!r} is not an id.")
         await self.sign_in()
         url = self._servers(f"/{server_id}/os-instance-actions/{request_id}")
-        answer, _ = await self._read(url, missing="itemNotFound")
+        answer = await self._actions(url)
         if answer.status == 404:
             said = error_message(answer.body)
             if not said.startswith("Action "):
@@ -221,9 +222,21 @@ class OpenStackCloud:
         if not _ID.fullmatch(server_id):
             raise CloudAnswerInvalid(f"{server_id!r} is not an id.")
         await self.sign_in()
-        answer, _ = await self._read(self._servers(f"/{server_id}/os-instance-actions"))
+        answer = await self._actions(self._servers(f"/{server_id}/os-instance-actions"))
+        if answer.status == 404:
+            raise CloudAnswerInvalid(f"The cloud did not look for actions: {error_message(answer.body)}")
         actions = [parse_action(raw) for raw in parse_objects(parse_json(answer.body), "instanceActions")]
         return sorted(actions, key=lambda action: action.start_time, reverse=True)
+
+    async def _actions(self, url: Callable[[SignedIn], str]) -> RawAnswer:
+        """A 200, or Nova's own 404. Raises `CloudNotOffered` where the path is unknown or the policy forbids it."""
+        try:
+            answer, _ = await self._read(url, missing=".*")
+        except CloudSignInRefused as e:
+            raise CloudNotOffered(e.message) from None
+        if answer.status == 404 and error_key(answer.body) != "itemNotFound":
+            raise CloudNotOffered(f"{self.name} has no instance actions.")
+        return answer
 
     async def find_images(self, reference: str) -> Sequence[Image]:
         """See the protocol."""

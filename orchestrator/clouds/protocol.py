@@ -154,6 +154,10 @@ class Cloud(Protocol):
 
     name: str
 
+    @property
+    def user_id(self) -> str | None:
+        """Who we are to the cloud: its instance actions carry it. Known after `sign_in`."""
+
     async def sign_in(self) -> Project:
         """Signs in (again only if the token is near its end) and says which project this is.
 
@@ -184,10 +188,11 @@ class Cloud(Protocol):
         """One server (None: 404 itemNotFound) and the answer's `Date`. Raises as `list_servers` does."""
 
     async def get_action(self, server_id: str, request_id: str) -> Action | None:
-        """The action of one request (None: 404 "Action … not found"). Raises as `list_servers` does."""
+        """The action of one request (None: 404 "Action … not found"). Raises as `list_servers` does, and
+        `CloudNotOffered` where the cloud has no such thing."""
 
     async def list_actions(self, server_id: str) -> Sequence[Action]:
-        """The server's actions, newest first, without events. Raises as `list_servers` does."""
+        """The server's actions, newest first, without events. Raises as `get_action` does."""
 
     async def find_images(self, reference: str) -> Sequence[Image]:
         """Images by id, by URL (its last part is the id) or by exact name: none, one or several candidates."""

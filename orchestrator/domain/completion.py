@@ -81,6 +81,8 @@ class Judgement:
     ending: Ending
     reason: Reason | None = None
     fingerprint: str | None = None
+    final: bool = False
+    """The call's own action has ended: nothing of it is still to come."""
 
 
 def sight(expected: Expected, server: ServerSight) -> Sight:
@@ -114,6 +116,7 @@ def judge(expected: Expected, server: ServerSight | None, action: ActionSight | 
             reason=Reason(
                 code="wrong_image", message=f"The rebuild ended, but the server's image is {server.image or 'none'}."
             ),
+            final=action is not None,
         )
     if server.status != expected.status:
         if server.status == "ERROR":
@@ -140,6 +143,7 @@ def _failed(expected: Expected, server: ServerSight) -> Judgement:
     return Judgement(
         ending=Ending.FAILED,
         fingerprint=f"{kind}:{server.fault_code or 0}",
+        final=True,
         reason=Reason(code=f"rebuild_{kind}", message=f"{fault}(status {server.status}; {disk})"),
     )
 

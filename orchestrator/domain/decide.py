@@ -30,6 +30,8 @@ class FailurePolicy:
     backoff_initial: float = 10.0
     backoff_max: float = 300.0
     timeout: float = 1800.0
+    rebuild_again: int = 0
+    """How often a server whose accepted rebuild failed is wiped once more by itself."""
 
     def backoff(self, tries: int) -> float:
         """Seconds to wait after the `tries`-th counted try: doubled each time, up to the maximum."""
@@ -47,6 +49,10 @@ class Happened:
     """Seconds, where the cloud said so."""
     fingerprint: str | None = None
     """Equal for equal causes of failure: a class and a code, never free text."""
+    final: bool = False
+    """The attempt's own action has ended: nothing of it is still to come. Without that no second wipe by itself."""
+    sent_at: datetime | None = None
+    """When the call was made, where that is not now: the deadline counts from there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +64,7 @@ class Decision:
     due_at: datetime | None = None
     deadline_at: datetime | None = None
     refusals: int | None = None
+    rebuilt_again: int | None = None
     fingerprint: str | None = None
     busy: bool = False
     """The server was at something else; the ledger notes since when."""
@@ -81,6 +88,7 @@ class Tried:
     """What a job has behind it."""
 
     refusals: int = 0
+    rebuilt_again: int = 0
     policy: FailurePolicy = field(default_factory=FailurePolicy)
 
 
@@ -113,6 +121,13 @@ def decide(state: JobState, happened: Happened, now: datetime, tried: Tried) -> 
             wait = policy.backoff_initial if busy else happened.retry_after or 0.0
             return Decision(state=JobState.PENDING, reason=reason, due_at=now + timedelta(seconds=wait), busy=busy)
         case JobEvent.ACCEPTED | JobEvent.FOUND_APPLIED:
-            return Decision(state=moves[0], reason=reason, deadline_at=now + timedelta(seconds=policy.timeout))
+            sent_at = happened.sent_at or now
+            return Decision(state=moves[0], reason=reason, deadline_at=sent_at + timedelta(seconds=policy.timeout))
+        case JobEvent.REBUILD_FAILED if state is JobState.REBUILDING:
+            again = tried.rebuilt_again + 1
+            if happened.final and again <= policy.rebuild_again:
+                due = now + timedelta(seconds=policy.backoff(again))
+                return Decision(state=JobState.PENDING, reason=reason, due_at=due, rebuilt_again=again)
+            return Decision(state=JobState.FAILED, reason=reason, fingerprint=happened.fingerprint)
         case _:
             return Decision(state=moves[0], reason=reason, fingerprint=happened.fingerprint)

@@ -72,7 +72,9 @@ JOB_TRANSITIONS: dict[tuple[J, JobEvent], tuple[J, ...]] = {
     (J.RESOLVING, JobEvent.FOUND_DONE): (J.VERIFYING,),
     (J.RESOLVING, JobEvent.REBUILD_FAILED): (J.FAILED,),
     (J.RESOLVING, JobEvent.NOT_APPLIED): (J.PENDING, J.FAILED),
-    # Looking did not settle it: a person decides.
+    # A 409 that no earlier copy of the call explains: the server was busy, which is no try.
+    (J.RESOLVING, JobEvent.TURNED_AWAY): (J.PENDING,),
+    # Looking did not settle it: a person decides, unless its effect shows after all.
     (J.RESOLVING, JobEvent.UNSETTLED): (J.UNRESOLVED,),
     (J.UNRESOLVED, JobEvent.FOUND_APPLIED): (J.REBUILDING,),
     (J.UNRESOLVED, JobEvent.NOT_APPLIED): (J.PENDING, J.CANCELLED),
@@ -99,6 +101,13 @@ JOB_TRANSITIONS: dict[tuple[J, JobEvent], tuple[J, ...]] = {
     (J.CONFIGURING, JobEvent.GONE): (J.FAILED,),
     (J.STUCK, JobEvent.GONE): (J.FAILED,),
     (J.UNRESOLVED, JobEvent.GONE): (J.FAILED,),
+    # After a failover of the database: the cloud has carried out a call that the ledger lost.
+    (J.PENDING, JobEvent.FOUND_APPLIED): (J.REBUILDING,),
+    (J.CHECKING, JobEvent.FOUND_APPLIED): (J.REBUILDING,),
+    (J.SUCCEEDED, JobEvent.FOUND_APPLIED): (J.REBUILDING,),
+    (J.FAILED, JobEvent.FOUND_APPLIED): (J.REBUILDING,),
+    (J.REFUSED, JobEvent.FOUND_APPLIED): (J.REBUILDING,),
+    (J.CANCELLED, JobEvent.FOUND_APPLIED): (J.REBUILDING,),
     # A person asks for another try: a new attempt, recorded.
     (J.FAILED, JobEvent.RETRY): (J.PENDING,),
     (J.REFUSED, JobEvent.RETRY): (J.PENDING,),
@@ -178,9 +187,13 @@ PLAN_TRANSITIONS: dict[tuple[P, PlanEvent], tuple[P, ...]] = {
     # Every job has finished.
     (P.RUNNING, PlanEvent.SUCCEED): (P.SUCCEEDED,),
     (P.RUNNING, PlanEvent.FAIL): (P.FAILED,),
-    # A person retries what failed, or late evidence turns a stuck job.
+    # A person retries what failed; the others are running already, or stay as they are.
     (P.FAILED, PlanEvent.RETRY): (P.RUNNING,),
     (P.HALTED, PlanEvent.RETRY): (P.RUNNING,),
+    (P.RUNNING, PlanEvent.RETRY): (P.RUNNING,),
+    (P.BAKING, PlanEvent.RETRY): (P.RUNNING,),
+    (P.PAUSED, PlanEvent.RETRY): (P.PAUSED,),
+    # Late evidence turns a stuck or unresolved job.
     (P.FAILED, PlanEvent.SUCCEED): (P.SUCCEEDED,),
 }
 

@@ -3,8 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.domain.evidence import MARKER
 from orchestrator.domain.spec.rebuild import PLACEHOLDER, Overrides, RebuildSpec, ServerRebuild
 from orchestrator.domain.spec.text import metadata_key_fault, metadata_value_fault, server_name_fault
 from orchestrator.domain.targets import ServerFacts
@@ -23,24 +25,59 @@ class RequestInvalid(RebuildError, ValueError):
     code = "request_invalid"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """The body of a rebuild call, and whether it carries our marker."""
+
+    body: bytes
+    marker: str | None = None
+    marker_left_out: str | None = None
+    """Why it carries none though it should."""
+
+
+def build_call(
+    rebuild: RebuildSpec, overrides: Overrides | None, server: ServerFacts, image_id: str, *, marker: str | None,
+    metadata_items: int = METADATA_ITEMS,
+) -> Call:  # fmt: skip
+    """The body, with `marker` in the server's metadata where there is room for it; None leaves it out.
+
+    Raises `RequestInvalid` where the cloud would refuse the call even without the marker.
+    """
+    left_out = None
+    if marker is not None:
+        try:
+            body = build_body(rebuild, overrides, server, image_id, marker=marker, metadata_items=metadata_items)
+        except RequestInvalid as e:
+            left_out = e.message
+        else:
+            return Call(body=body, marker=marker)
+    body = build_body(rebuild, overrides, server, image_id, metadata_items=metadata_items)
+    return Call(body=body, marker_left_out=left_out)
+
+
 def build_body(
     rebuild: RebuildSpec,
     overrides: Overrides | None,
     server: ServerFacts,
     image_id: str,
     *,
+    marker: str | None = None,
     metadata_items: int = METADATA_ITEMS,
 ) -> bytes:
     """The JSON of `{"rebuild": {imageRef, name, metadata, key_name, user_data}}`, with what the plan gives only.
 
-    The cloud replaces all metadata by what it gets, so a merge sends the server's own along. The same arguments give
-    the same bytes. It may hold user data: a secret. Raises `RequestInvalid` where the cloud would refuse it.
+    The cloud replaces all metadata by what it gets, so a merge sends the server's own along, and so does the marker:
+    it is evidence after a lost answer (domain/evidence.py). The same arguments give the same bytes. It may hold user
+    data: a secret. Raises `RequestInvalid` where the cloud would refuse it.
     """
     own = _own(overrides)
     request: dict[str, Any] = {"imageRef": image_id}
     if (name := wanted_name(rebuild, overrides, server)) is not None:
         request["name"] = name
-    if (metadata := wanted_metadata(rebuild, overrides, server)) is not None:
+    metadata = wanted_metadata(rebuild, overrides, server)
+    if marker is not None:
+        metadata = {**(server.metadata if metadata is None else metadata), MARKER: marker}
+    if metadata is not None:
         _check_metadata(metadata, max(metadata_items, len(server.metadata)))
         request["metadata"] = metadata
     if key_name := own.key_name or rebuild.key_name:
@@ -80,7 +117,7 @@ def matches_request(rebuild: RebuildSpec, overrides: Overrides | None, server: S
         and server.image is not None
         and server.image.lower() == image_id.lower()
         and name in (None, server.name)
-        and (metadata is None or metadata == dict(server.metadata))
+        and (metadata is None or _without_marker(metadata) == _without_marker(server.metadata))
         and key_name in (None, server.key_name)
     )
 
@@ -123,6 +160,10 @@ def render_name(template: str, server: ServerFacts) -> str:
     if fault := server_name_fault(name):
         raise RequestInvalid(f"Its new name {fault}.", code="name_invalid")
     return name
+
+
+def _without_marker(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key != MARKER}
 
 
 def _own(overrides: Overrides | None) -> ServerRebuild:

@@ -9,13 +9,22 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.domain.decide import Decision
+from orchestrator.domain.decide import Decision, Reason
 from orchestrator.domain.gate import PlanFigures, WaveFigures
 from orchestrator.domain.states import JobState, PlanStatus
+from orchestrator.failpoints import failpoint
 from orchestrator.ledger.leases import drive_lease, guard
 from orchestrator.ledger.sql import columns_of, sql, to_json, unnest
 from orchestrator.ledger.tables import NO_WAVE
-from orchestrator.ledger.transitions import JobChange, JobKey, add_counts, lock_plans, move_jobs
+from orchestrator.ledger.transitions import (
+    JobChange,
+    JobKey,
+    NewEvent,
+    add_counts,
+    append_events,
+    lock_plans,
+    move_jobs,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +77,11 @@ class ClaimedJob:
     request_id: str | None = None
     cloud_date: datetime | None = None
     answered_at: datetime | None = None
+    intended_at: datetime | None = None
+    classification: str | None = None
+    http_status: int | None = None
+    rebuilt_again: int = 0
+    retries: int = 0
 
     @property
     def key(self) -> JobKey:
@@ -215,7 +229,12 @@ def _same_cause(plan: DrivenPlan, waves: Sequence[WaveFigures]) -> int | None:
 
 
 JOB_FIELDS = """j.plan_id, j.ord, j.server_id, j.state, j.wave, j.overrides, j.target_image, j.attempts, j.refusals,
-                j.busy_since, j.deadline_at"""
+                j.rebuilt_again, j.retries, j.busy_since, j.deadline_at"""
+NO_ATTEMPT = """NULL AS baseline, NULL AS request_id, NULL AS cloud_date, NULL AS answered_at, NULL AS intended_at,
+                NULL AS classification, NULL AS http_status"""
+ATTEMPT = """a.baseline, a.request_id, a.cloud_date, a.answered_at, a.intended_at, a.classification, a.http_status"""
+MOVING = """'checking', 'draining', 'sending', 'resolving', 'rebuilding', 'verifying', 'configuring', 'stuck',
+          'unresolved'"""
 
 
 async def pending_jobs(
@@ -224,14 +243,14 @@ async def pending_jobs(
     """Jobs of the waves up to `wave` that may be claimed now, locked; only those whose server the plan holds."""
     rows = await conn.execute(
         sql(f"""
-        SELECT {JOB_FIELDS}, NULL AS baseline, NULL AS request_id, NULL AS cloud_date, NULL AS answered_at
+        SELECT {JOB_FIELDS}, {NO_ATTEMPT}
         FROM jobs j JOIN holds h ON h.deployment = :deployment AND h.server_id = j.server_id AND h.plan_id = j.plan_id
         WHERE j.plan_id = :plan AND j.state = 'pending' AND j.wave <= :wave
           AND (j.due_at IS NULL OR j.due_at <= now())
         ORDER BY j.wave, j.ord LIMIT :limit FOR UPDATE OF j SKIP LOCKED"""),  # noqa: S608
         {"deployment": deployment, "plan": plan_id, "wave": wave, "limit": limit},
     )
-    return [_job(r) for r in rows]
+    return [job_of(r) for r in rows]
 
 
 async def unfinished_servers(conn: AsyncConnection, project: int) -> set[str]:
@@ -261,23 +280,23 @@ async def moving_jobs(conn: AsyncConnection, project: int) -> list[ClaimedJob]:
     """Everything of the project that is neither pending nor final, with its newest attempt: for a new driver."""
     rows = await conn.execute(
         sql(f"""
-        SELECT {JOB_FIELDS}, a.baseline, a.request_id, a.cloud_date, a.answered_at
-        FROM plans p JOIN jobs j ON j.plan_id = p.id
-          AND j.state IN ('checking', 'draining', 'sending', 'resolving', 'rebuilding', 'verifying', 'configuring',
-                          'stuck')
+        SELECT {JOB_FIELDS}, {ATTEMPT}
+        FROM plans p JOIN jobs j ON j.plan_id = p.id AND j.state IN ({MOVING})
         LEFT JOIN attempts a ON a.plan_id = j.plan_id AND a.ord = j.ord AND a.number = j.attempts
         WHERE p.project = :project AND p.due ORDER BY j.plan_id, j.ord"""),  # noqa: S608
         {"project": project},
     )
-    return [_job(r) for r in rows]
+    return [job_of(r) for r in rows]
 
 
-def _job(r: Any) -> ClaimedJob:
+def job_of(r: Any) -> ClaimedJob:
+    """A row of `JOB_FIELDS` and `ATTEMPT` (or `NO_ATTEMPT`)."""
     return ClaimedJob(
         plan_id=r.plan_id, ord=r.ord, server_id=r.server_id, state=JobState(r.state), wave=r.wave,
         overrides=r.overrides, target_image=r.target_image, attempt=r.attempts, refusals=r.refusals,
         busy_since=r.busy_since, deadline_at=r.deadline_at, baseline=r.baseline, request_id=r.request_id,
-        cloud_date=r.cloud_date, answered_at=r.answered_at,
+        cloud_date=r.cloud_date, answered_at=r.answered_at, intended_at=r.intended_at,
+        classification=r.classification, http_status=r.http_status, rebuilt_again=r.rebuilt_again, retries=r.retries,
     )  # fmt: skip
 
 
@@ -324,6 +343,7 @@ async def commit_intents(
             SELECT plan_id, ord, number, :fence, body_sha256, CAST(baseline AS jsonb) FROM i"""),  # noqa: S608
             parameters | {"fence": own.fence},
         )
+    failpoint("gate.before_commit")
     return set(moved)
 
 
@@ -337,6 +357,37 @@ async def _held(conn: AsyncConnection, deployment: str, intents: Sequence[Intent
         {"deployment": deployment, "ids": [i.server_id for i in intents]},
     )
     return {(r.plan_id, r.server_id) for r in rows}
+
+
+async def lost_claims(conn: AsyncConnection, project: int) -> list[ClaimedJob]:
+    """Jobs that are `checking`: those that no driver has in its hands go back."""
+    rows = await conn.execute(
+        sql(f"""
+        SELECT {JOB_FIELDS}, {NO_ATTEMPT} FROM plans p JOIN jobs j ON j.plan_id = p.id AND j.state = 'checking'
+        WHERE p.project = :project AND p.due ORDER BY j.plan_id, j.ord"""),  # noqa: S608
+        {"project": project},
+    )
+    return [job_of(r) for r in rows]
+
+
+async def note_trouble(conn: AsyncConnection, project: int, reason: Reason | None) -> None:
+    """Why nothing is sent to the project's cloud just now; None: it is well again. Its running plans' events tell."""
+    row = await conn.execute(sql("SELECT trouble_code, trouble_message FROM projects WHERE id = :id"), {"id": project})
+    code, message = row.one()
+    if (reason and reason.code) == code:
+        return
+    running = await conn.execute(
+        sql("SELECT id FROM plans WHERE project = :id AND due AND status IN ('running', 'cancelling')"), {"id": project}
+    )
+    plans = await lock_plans(conn, [r.id for r in running])
+    await conn.execute(
+        sql("UPDATE projects SET trouble_code = :code, trouble_message = :message WHERE id = :id"),
+        {"code": reason.code if reason else None, "message": reason.message if reason else None, "id": project},
+    )
+    told, why = (
+        ("plan.cloud_trouble", reason) if reason else ("plan.cloud_recovered", Reason(code=code, message=message))
+    )
+    await append_events(conn, [NewEvent(plan_id=p, type=told, actor="driver", reason=why) for p in sorted(plans)])
 
 
 async def leave_plan(conn: AsyncConnection, plan_id: UUID) -> None:

@@ -1,9 +1,23 @@
-"""Leases with fencing numbers. A row is never deleted, so that a fence never repeats."""
+"""Leases with fencing numbers. A row is never deleted, so that a fence never repeats.
+
+A lease counts only on the database that gave it: its incarnation is the server's system identifier and timeline, which
+a failover, a restored backup and a copy all change. So every lease is void by itself on the new one, and what the old
+one's last commits said has to be reconciled with the cloud before anything is sent (`ledger/reconcile.py`).
+"""
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.errors import LeaseLost
 from orchestrator.ledger.sql import sql
+
+INCARNATION = """(SELECT system_identifier || '/' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
+          FROM pg_control_system())"""
+"""The database that answers: system identifier and timeline. Only a primary has one; a standby answers an error."""
+
+
+async def incarnation(conn: AsyncConnection) -> str:
+    """The database that answers: its system identifier and timeline."""
+    return str((await conn.execute(sql(f"SELECT {INCARNATION}"))).scalar_one())
 
 
 def drive_lease(project: int) -> str:
@@ -19,14 +33,15 @@ def prepare_lease(plan_id: object) -> str:
 async def acquire(conn: AsyncConnection, name: str, holder: str, seconds: float) -> int | None:
     """Takes the lease if it is free or expired: its new fence, or None while another holds it."""
     row = await conn.execute(
-        sql("""
-        INSERT INTO leases AS l (name, holder, fence, acquired_at, expires_at)
-        VALUES (:name, :holder, 1, clock_timestamp(), clock_timestamp() + make_interval(secs => :seconds))
+        sql(f"""
+        INSERT INTO leases AS l (name, holder, fence, incarnation, acquired_at, expires_at)
+        VALUES (:name, :holder, 1, {INCARNATION}, clock_timestamp(),
+                clock_timestamp() + make_interval(secs => :seconds))
         ON CONFLICT (name) DO UPDATE
-        SET holder = excluded.holder, fence = l.fence + 1, acquired_at = excluded.acquired_at,
-            expires_at = excluded.expires_at
-        WHERE l.expires_at < clock_timestamp()
-        RETURNING fence"""),
+        SET holder = excluded.holder, fence = l.fence + 1, incarnation = excluded.incarnation,
+            acquired_at = excluded.acquired_at, expires_at = excluded.expires_at
+        WHERE l.expires_at < clock_timestamp() OR l.incarnation <> excluded.incarnation
+        RETURNING fence"""),  # noqa: S608
         {"name": name, "holder": holder, "seconds": seconds},
     )
     fence: int | None = row.scalar_one_or_none()
@@ -34,11 +49,11 @@ async def acquire(conn: AsyncConnection, name: str, holder: str, seconds: float)
 
 
 async def renew(conn: AsyncConnection, name: str, fence: int, seconds: float) -> bool:
-    """Prolongs the lease; False: another has it."""
+    """Prolongs the lease; False: another has it, or another database answers."""
     result = await conn.execute(
-        sql("""
+        sql(f"""
         UPDATE leases SET expires_at = clock_timestamp() + make_interval(secs => :seconds)
-        WHERE name = :name AND fence = :fence"""),
+        WHERE name = :name AND fence = :fence AND incarnation = {INCARNATION}"""),  # noqa: S608
         {"name": name, "fence": fence, "seconds": seconds},
     )
     return result.rowcount == 1
@@ -60,7 +75,9 @@ async def guard(conn: AsyncConnection, name: str, fence: int, *, unexpired: bool
     """
     alive = " AND expires_at > clock_timestamp()" if unexpired else ""
     row = await conn.execute(
-        sql(f"SELECT 1 FROM leases WHERE name = :name AND fence = :fence{alive} FOR SHARE"),  # noqa: S608
+        sql(f"""
+        SELECT 1 FROM leases
+        WHERE name = :name AND fence = :fence AND incarnation = {INCARNATION}{alive} FOR SHARE"""),  # noqa: S608
         {"name": name, "fence": fence},
     )
     if row.first() is None:

@@ -18,7 +18,7 @@ _COLUMNS = (
     Plan.id, Plan.name, Plan.cloud, Plan.status, Plan.reason_code, Plan.reason_message, Plan.faults, Plan.digest,
     Plan.labels, Plan.explicit, Plan.total, Plan.max_in_flight, Plan.rate, Plan.current_wave, Plan.created_by,
     Plan.created_at, Plan.started_at, Plan.finished_at, Plan.expires_at, Cloud.limiter, Project.deployment,
-    Project.learned_write_rate, Project.learned_rebuild_seconds,
+    Project.learned_write_rate, Project.learned_rebuild_seconds, Project.trouble_code, Project.trouble_message,
 )  # fmt: skip
 
 
@@ -50,6 +50,9 @@ class PlanRecord:
     """None until the plan was prepared."""
     learned_write_rate: float | None
     learned_rebuild_seconds: float | None
+    trouble_code: str | None
+    trouble_message: str | None
+    """Why nothing is sent to its cloud just now."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,10 +168,22 @@ async def last_rebuild_states(conn: AsyncConnection, deployment: str, server_ids
     rows = await conn.execute(
         text("""
         SELECT server_id, state FROM last_rebuilds
-        WHERE deployment = :deployment AND server_id = ANY(CAST(:ids AS text[]))"""),
+        WHERE deployment = :deployment AND server_id = ANY(CAST(:ids AS text[])) AND state <> 'pending'"""),
         {"deployment": deployment, "ids": list(server_ids)},
     )
     return {r.server_id: JobState(r.state) for r in rows}
+
+
+async def known_actions(conn: AsyncConnection, deployment: str, server_ids: Sequence[str]) -> dict[str, list[str]]:
+    """The request ids of each server's latest rebuilds that the ledger accounts for; servers without any are left
+    out."""
+    rows = await conn.execute(
+        text("""
+        SELECT server_id, actions FROM last_rebuilds
+        WHERE deployment = :deployment AND server_id = ANY(CAST(:ids AS text[])) AND actions <> '{}'"""),
+        {"deployment": deployment, "ids": list(server_ids)},
+    )
+    return {r.server_id: list(r.actions) for r in rows}
 
 
 async def postpone_preparing(conn: AsyncConnection, plan_id: UUID, seconds: float, reason: Reason) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.decide import Decision, Reason
 from orchestrator.domain.states import JobState, PlanStatus
+from orchestrator.failpoints import failpoint
 from orchestrator.ledger.sql import columns_of, sql, to_json, unnest
 from orchestrator.ledger.tables import NO_WAVE
 
@@ -27,7 +28,8 @@ class AttemptAnswer:
     """What came back of an attempt."""
 
     number: int
-    classification: str
+    classification: str | None = None
+    """None: nothing came back; this is evidence found later."""
     http_status: int | None = None
     request_id: str | None = None
     cloud_date: datetime | None = None
@@ -95,7 +97,7 @@ async def lock_plans(conn: AsyncConnection, plan_ids: Iterable[UUID]) -> dict[UU
 JOB_COLUMNS = {
     "plan_id": "uuid", "ord": "int", "expected": "text", "state": "text", "reason_code": "text",
     "reason_message": "text", "fingerprint": "text", "due_at": "timestamptz", "deadline_at": "timestamptz",
-    "refusals": "int", "busy": "boolean",
+    "refusals": "int", "rebuilt_again": "int", "busy": "boolean",
 }  # fmt: skip
 
 
@@ -124,6 +126,7 @@ async def move_jobs(conn: AsyncConnection, deployment: str, changes: Sequence[Jo
           fingerprint = i.fingerprint, due_at = i.due_at,
           deadline_at = coalesce(i.deadline_at, j.deadline_at),
           refusals = coalesce(i.refusals, j.refusals),
+          rebuilt_again = coalesce(i.rebuilt_again, j.rebuilt_again),
           busy_since = CASE WHEN i.busy THEN coalesce(j.busy_since, now())
                             WHEN i.state = 'checking' THEN j.busy_since END,
           updated_at = now()
@@ -143,6 +146,7 @@ async def move_jobs(conn: AsyncConnection, deployment: str, changes: Sequence[Jo
     if ended:
         await _drop_holds(conn, deployment, ended, {c.plan_id for c in applied.values()})
     await append_events(conn, [_event(c) for c in applied.values()])
+    failpoint("ledger.moved")
     return applied
 
 
@@ -150,7 +154,8 @@ def _job_row(c: JobChange) -> tuple[Any, ...]:
     d = c.decision
     reason = d.reason
     return (c.plan_id, c.ord, c.expected.value, d.state.value, reason.code if reason else None,
-            reason.message if reason else None, d.fingerprint, d.due_at, d.deadline_at, d.refusals, d.busy)  # fmt: skip
+            reason.message if reason else None, d.fingerprint, d.due_at, d.deadline_at, d.refusals,
+            d.rebuilt_again, d.busy)  # fmt: skip
 
 
 def _event(c: JobChange) -> NewEvent:
@@ -184,21 +189,31 @@ async def add_counts(conn: AsyncConnection, deltas: Mapping[tuple[UUID, int, str
 
 
 async def _record_answers(conn: AsyncConnection, changes: Sequence[JobChange]) -> None:
+    await record_attempts(conn, [(c.key, c.answer) for c in changes if c.answer])
+
+
+async def record_attempts(conn: AsyncConnection, answers: Sequence[tuple[JobKey, AttemptAnswer]]) -> None:
+    """Answers and evidence of attempts. Evidence is appended, with the ledger's time, and never changed."""
     columns = {"plan_id": "uuid", "ord": "int", "number": "int", "classification": "text", "http_status": "int",
                "request_id": "text", "cloud_date": "timestamptz", "message": "text", "evidence": "jsonb"}  # fmt: skip
     rows = [
-        (c.plan_id, c.ord, a.number, a.classification, a.http_status, a.request_id, a.cloud_date, a.message,
+        (plan_id, ord_, a.number, a.classification, a.http_status, a.request_id, a.cloud_date, a.message,
          list(a.evidence))
-        for c in changes if (a := c.answer)
+        for (plan_id, ord_), a in answers
     ]  # fmt: skip
     if not rows:
         return
     await conn.execute(
         sql(f"""
-        UPDATE attempts a SET answered_at = clock_timestamp(), classification = i.classification,
+        UPDATE attempts a SET
+          answered_at = CASE WHEN i.classification IS NULL THEN a.answered_at ELSE clock_timestamp() END,
+          classification = coalesce(i.classification, a.classification),
           http_status = coalesce(i.http_status, a.http_status), request_id = coalesce(i.request_id, a.request_id),
-          cloud_date = coalesce(i.cloud_date, a.cloud_date), message = i.message,
-          evidence = a.evidence || CAST(i.evidence AS jsonb)
+          cloud_date = coalesce(i.cloud_date, a.cloud_date),
+          message = coalesce(nullif(i.message, ''), a.message),
+          evidence = a.evidence || (
+            SELECT coalesce(jsonb_agg(e || jsonb_build_object('at', clock_timestamp())), '[]')
+            FROM jsonb_array_elements(CAST(i.evidence AS jsonb)) AS e)
         FROM {unnest("i", columns)}
         WHERE a.plan_id = i.plan_id AND a.ord = i.ord AND a.number = i.number"""),  # noqa: S608
         columns_of(columns, rows),
@@ -210,27 +225,30 @@ REMEMBERED_STATES = frozenset({JobState.SENDING, JobState.REBUILDING, JobState.R
 
 
 async def _note_last_rebuilds(conn: AsyncConnection, deployment: str, changes: Sequence[JobChange]) -> None:
-    """Keeps each server's newest rebuild. A call that proved to have had no effect leaves the one before in place
-    only by forgetting itself: the next plan then asks the cloud's own actions."""
+    """Keeps each server's newest rebuild. One whose call proved to have had no effect is `pending`: how the one before
+    it ended is forgotten, so that the next plan asks the cloud's own actions."""
     sent = [c for c in changes if c.server_id and (c.decision.state in REMEMBERED_STATES)]
-    undone = [c.server_id for c in changes if c.server_id and c.expected is JobState.SENDING
-              and c.decision.state is JobState.PENDING]  # fmt: skip
+    undone = [c.server_id for c in changes if c.server_id and c.decision.state is JobState.PENDING
+              and c.expected in (JobState.SENDING, JobState.RESOLVING, JobState.UNRESOLVED)]  # fmt: skip
     if sent:
-        columns = {"server_id": "text", "plan_id": "uuid", "state": "text"}
+        columns = {"server_id": "text", "plan_id": "uuid", "state": "text", "action": "text"}
+        rows = [(c.server_id, c.plan_id, c.decision.state.value, c.answer.request_id if c.answer else None)
+                for c in sent]  # fmt: skip
         await conn.execute(
             sql(f"""
-            INSERT INTO last_rebuilds (deployment, server_id, plan_id, state, at)
-            SELECT :deployment, server_id, plan_id, state, now() FROM {unnest("i", columns)} ORDER BY server_id
+            INSERT INTO last_rebuilds AS l (deployment, server_id, plan_id, state, actions, at)
+            SELECT :deployment, server_id, plan_id, state, array_remove(ARRAY[action], NULL), now()
+            FROM {unnest("i", columns)} ORDER BY server_id
             ON CONFLICT (deployment, server_id) DO UPDATE
-            SET plan_id = excluded.plan_id, state = excluded.state, at = excluded.at"""),  # noqa: S608
-            {"deployment": deployment}
-            | columns_of(columns, [(c.server_id, c.plan_id, c.decision.state.value) for c in sent]),
+            SET plan_id = excluded.plan_id, state = excluded.state, at = excluded.at,
+                actions = (l.actions || excluded.actions)[greatest(1, cardinality(l.actions) - 8):]"""),  # noqa: S608
+            {"deployment": deployment} | columns_of(columns, rows),
         )
     if undone:
         await conn.execute(
             sql("""
-            DELETE FROM last_rebuilds WHERE deployment = :deployment AND server_id = ANY(CAST(:ids AS text[]))
-              AND state = 'sending'"""),
+            UPDATE last_rebuilds SET state = 'pending'
+            WHERE deployment = :deployment AND server_id = ANY(CAST(:ids AS text[]))"""),
             {"deployment": deployment, "ids": undone},
         )
 
@@ -331,7 +349,8 @@ async def move_plan(conn: AsyncConnection, move: PlanMove) -> bool:
           faults = coalesce(CAST(:faults AS jsonb), faults),
           go_epoch = go_epoch + :bump,
           due = CASE WHEN :driven THEN project IS NOT NULL
-                     ELSE EXISTS (SELECT 1 FROM jobs j WHERE j.plan_id = plans.id AND j.state = 'stuck') END,
+                     ELSE EXISTS (SELECT 1 FROM jobs j WHERE j.plan_id = plans.id
+                                  AND j.state IN ('stuck', 'unresolved')) END,
           started_at = CASE WHEN :starts THEN coalesce(started_at, now()) ELSE started_at END,
           finished_at = CASE WHEN :ends THEN now() END
         WHERE id = :id AND status = :expected"""),

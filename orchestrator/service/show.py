@@ -76,8 +76,11 @@ def _plan(
     limiter = r.limiter or {}
     allowed = _least(r.rate, limiter.get("allowed"), r.learned_write_rate, configured_rate)
     all_counts = _counts(counts.values())
+    reason = reason_view(r.reason_code, r.reason_message)
+    if reason is None and status in SENDING:
+        reason = reason_view(r.trouble_code, r.trouble_message)
     return PlanView(
-        id=r.id, name=r.name, cloud=r.cloud, status=status, reason=reason_view(r.reason_code, r.reason_message),
+        id=r.id, name=r.name, cloud=r.cloud, status=status, reason=reason,
         digest=r.digest, url=url, labels=r.labels, created_by=r.created_by, created_at=r.created_at,
         started_at=r.started_at, finished_at=r.finished_at, counts=all_counts,
         waves=[_wave(w, _counts([counts.get(w.index, {})]), current=r.current_wave, status=status) for w in waves],

@@ -89,11 +89,13 @@ class Site:
     @classmethod
     def environment(cls, cloud: Running, folder: Path, database_url: str, redis_url: str) -> dict[str, str]:
         """The workers' environment, with a clouds.yaml of the rehearsal cloud and two that can't be used."""
-        settings = {"write_rate": "200/s", "read_rate": "200/s", "max_in_flight": 1000}
+        settings = {"write_rate": "200/s", "read_rate": "200/s", "max_in_flight": 1000, "quiescence": "3s"}
         document = yaml.safe_load(cloud.clouds_yaml("rehearsal", settings))
         clouds = document["clouds"]
         wrong = clouds["wrong-password"] = json.loads(json.dumps(clouds["rehearsal"]))
         wrong["auth"]["password"] = "not-this-one"
+        again = clouds["resending"] = json.loads(json.dumps(clouds["rehearsal"]))
+        again["rebuild"]["resend"] = "after_quiescence"
         away = clouds["away"] = json.loads(json.dumps(clouds["rehearsal"]))
         away["auth"]["auth_url"] = "http://127.0.0.1:9/v3"
         (folder / "clouds.yaml").write_text(yaml.safe_dump(document))

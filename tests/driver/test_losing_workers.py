@@ -24,20 +24,26 @@ async def test_a_killed_driver_is_replaced_and_nothing_is_sent_twice(site: Site)
     await site.assert_ledger_is_sound(plan)
 
 
-async def test_a_call_whose_answer_died_with_its_driver_is_unresolved(site: Site) -> None:
-    ids = site.named(100, 101)
-    site.cloud.cloud.fail(Fault(kind=FaultKind.SLOW_AFTER, servers=frozenset(ids[:1]), delay=30))
-    plan = await site.submit({"targets": {"servers": ids}})
+async def test_a_call_whose_answer_died_with_its_driver_is_settled_by_evidence(site: Site) -> None:
+    """One call took effect and one never arrived; the driver dies before it hears of either."""
+    applied, lost, plain = site.named(100, 101, 99)
+    site.cloud.cloud.fail(
+        Fault(kind=FaultKind.SLOW_AFTER, servers=frozenset({applied}), delay=30),
+        Fault(kind=FaultKind.SLOW_BEFORE, servers=frozenset({lost}), delay=60),
+    )
+    plan = await site.submit({"targets": {"servers": [applied, lost, plain]}})
 
     async def waits() -> bool:
-        return (await site.states(plan)) == {"sending": 1, "succeeded": 1}
+        return (await site.states(plan)) == {"sending": 2, "succeeded": 1}
 
-    await eventually(waits, deadline=40, message="one call waits for its answer")
+    await eventually(waits, deadline=40, message="two calls wait for their answers")
     site.workers.kill("drive")
     site.workers.start("drive")
     assert await site.ended(plan) == "failed"
-    assert await site.jobs(plan) == {ids[0]: ("unresolved", "driver_lost"), ids[1]: ("succeeded", None)}
-    assert [site.received(i) for i in ids] == [1, 1]
+    assert await site.jobs(plan) == {
+        applied: ("succeeded", None), lost: ("unresolved", "driver_lost"), plain: ("succeeded", None),
+    }  # fmt: skip
+    assert [site.received(i) for i in (applied, lost, plain)] == [1, 1, 1]
 
 
 async def test_a_warm_shutdown_leaves_nothing_in_doubt(site: Site) -> None:

@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator.domain.causes import Cause
 from orchestrator.domain.decide import Happened, Reason
+from orchestrator.domain.evidence import marker_of
 from orchestrator.domain.lifecycle import JobEvent
-from orchestrator.domain.request import RequestInvalid, body_sha256, build_body, matches_request
+from orchestrator.domain.request import Call, RequestInvalid, body_sha256, build_call, matches_request
 from orchestrator.domain.spec import Overrides
 from orchestrator.domain.states import JobState
 from orchestrator.domain.verdict import ALREADY_THERE, busy, refusal
 from orchestrator.errors import CloudError
+from orchestrator.failpoints import failpoint
 from orchestrator.ledger.drive import ClaimedJob
-from orchestrator.ledger.prepare import last_rebuild_states
+from orchestrator.ledger.prepare import known_actions, last_rebuild_states
 from orchestrator.log import get_logger
 from workers.driver.desk import Checked, Desk
 from workers.driver.mirror import FEW, FRESH_SECONDS, View
@@ -21,12 +24,16 @@ from workers.driver.mirror import FEW, FRESH_SECONDS, View
 log = get_logger(__name__)
 
 
-def baseline_of(view: View) -> dict[str, object]:
-    """What the ledger keeps of a server right before its call."""
+def baseline_of(view: View, call: Call, known: Sequence[str]) -> dict[str, object]:
+    """What the ledger keeps of a server right before its call; `known`: request ids of its rebuilds that are accounted
+    for, by the ledger (asking the cloud for each server's would double the calls; its `date` bounds what is new)."""
     server = view.server
     if server is None:
         return {}
     return {
+        "marker": call.marker,
+        "marker_left_out": call.marker_left_out,
+        "rebuild_actions": list(known),
         "status": server.status,
         "image": server.image,
         "launched_at": server.launched_at.isoformat() if server.launched_at else None,
@@ -44,20 +51,34 @@ def overrides_of(job: ClaimedJob) -> Overrides | None:
 async def check_batch(desk: Desk, jobs: Sequence[ClaimedJob]) -> None:
     """Checks claimed jobs against fresh views: they become ready, skipped, refused, or pending again."""
     try:
+        failpoint("check.before")
+        await _check(desk, jobs)
+    except (DBAPIError, OSError, TimeoutError) as e:
+        # Those that were dealt with already have moved on, or won't pass the second gate: none is sent by mistake.
+        log.warning("ledger_trouble", project=desk.own.project, error=str(e)[:200])
+        for job in jobs:
+            await _let_go(desk, job, Happened(event=JobEvent.POSTPONE, retry_after=1.0))
+
+
+async def _check(desk: Desk, jobs: Sequence[ClaimedJob]) -> None:
+    try:
         await _freshen(desk, [j.server_id for j in jobs])
     except CloudError as e:
         log.warning("check_postponed", project=desk.own.project, jobs=len(jobs), error=e.message)
+        desk.breaker.read_failed(e.message)
         for job in jobs:
             await _let_go(desk, job, Happened(event=JobEvent.POSTPONE, retry_after=5.0,
                                               reason=Reason(code=e.code, message=e.message)))  # fmt: skip
         return
     candidates = [job for job in jobs if await _passes(desk, job)]
     done = await _already_there(desk, candidates)
+    async with desk.engine.connect() as conn:
+        known = await known_actions(conn, desk.own.deployment, [j.server_id for j in candidates])
     for job in candidates:
         if job.server_id in done:
             await _let_go(desk, job, Happened(event=JobEvent.SKIP, reason=ALREADY_THERE))
         else:
-            await _make_ready(desk, job)
+            await _make_ready(desk, job, known.get(job.server_id, ()))
 
 
 async def _freshen(desk: Desk, server_ids: Sequence[str]) -> None:
@@ -79,6 +100,10 @@ async def _passes(desk: Desk, job: ClaimedJob) -> bool:
     if plan is None or not plan.running or view is None:
         await _let_go(desk, job, Happened(event=JobEvent.POSTPONE))
         return False
+    if view.server is None and not desk.mirror.surely_gone(job.server_id):
+        not_shown = Reason(code="not_shown", message="The cloud says 404 to the server; it is asked again.")
+        await _let_go(desk, job, Happened(event=JobEvent.POSTPONE, retry_after=3.0, reason=not_shown))
+        return False
     if reason := refusal(view.server, desk.limits, reimage_boot_volume=plan.spec.rebuild.reimage_boot_volume):
         await _let_go(desk, job, Happened(event=JobEvent.REFUSE, reason=reason))
         return False
@@ -96,7 +121,8 @@ async def _already_there(desk: Desk, jobs: Sequence[ClaimedJob]) -> set[str]:
     alike = []
     for job in jobs:
         view, plan = desk.mirror.view(job.server_id), desk.plans[job.plan_id]
-        if job.attempt == 0 and plan.spec.skip_matching and view and view.server and matches_request(
+        fresh = job.attempt == 0 and job.retries == 0
+        if fresh and plan.spec.skip_matching and view and view.server and matches_request(
             plan.spec.rebuild, overrides_of(job), view.server, job.target_image
         ):  # fmt: skip
             alike.append(job.server_id)
@@ -111,18 +137,21 @@ async def _last_succeeded(engine: AsyncEngine, deployment: str, server_ids: Sequ
     return {i for i, state in states.items() if state is JobState.SUCCEEDED}
 
 
-async def _make_ready(desk: Desk, job: ClaimedJob) -> None:
+async def _make_ready(desk: Desk, job: ClaimedJob, known: Sequence[str]) -> None:
     view, plan = desk.mirror.view(job.server_id), desk.plans[job.plan_id]
     assert view is not None  # noqa: S101  _passes() has said so
     assert view.server is not None  # noqa: S101  _passes() has said so
+    marker = marker_of(job.plan_id, job.attempt + 1) if desk.settings.marker else None
     try:
-        body = build_body(plan.spec.rebuild, overrides_of(job), view.server, job.target_image)  # fmt: skip
+        call = build_call(plan.spec.rebuild, overrides_of(job), view.server, job.target_image, marker=marker,
+                          metadata_items=desk.metadata_items)  # fmt: skip
     except RequestInvalid as e:
         await _let_go(desk, job, Happened(event=JobEvent.REFUSE, reason=Reason(code=e.code, message=e.message)))
         return
+    failpoint("check.ready")
     desk.ready.append(
-        Checked(job=job, server=view.server, baseline=baseline_of(view), body=body,
-                body_sha256=body_sha256(body), reimage=view.server.volume_booted,
+        Checked(job=job, server=view.server, baseline=baseline_of(view, call, known), body=call.body,
+                body_sha256=body_sha256(call.body), reimage=view.server.volume_booted,
                 epoch=plan.row.go_epoch)
     )  # fmt: skip
     desk.filled.set()

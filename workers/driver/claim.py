@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from orchestrator.domain.decide import Decision, Reason
 from orchestrator.domain.gate import Finish, Halt, NextWave, PlanFigures, Replenish, Start, gate, outcome
 from orchestrator.domain.states import FINAL_PLAN_STATUSES, IN_FLIGHT_JOB_STATES, JobState, PlanStatus
+from orchestrator.failpoints import failpoint
 from orchestrator.ledger import drive
 from orchestrator.ledger.drive import ClaimedJob, DrivenPlan
 from orchestrator.ledger.leases import guard
@@ -43,21 +44,49 @@ async def claim_forever(desk: Desk, reload: Callable[[Desk], Awaitable[None]]) -
             async with desk.engine.connect() as conn:
                 pulses, paused = await drive.pulse(conn, desk.own.project)
             statuses = [(p.id, p.status, p.go_epoch) for p in pulses]
-            if statuses != known:
+            if statuses != known or desk.reload_wanted:
+                desk.reload_wanted = False
                 await reload(desk)
                 known = statuses
+            if desk.orphans:
+                await _return_orphans(desk)
             if pulses != heard:
                 desk.woken.set()
             heard = pulses
         ahead = int(desk.limiter.learned_rate * AHEAD_SECONDS) + 1
+        if desk.breaker.reason:
+            ahead = 1  # the one that is tried when the cloud answers again
         room = ahead - len(desk.ready) - len(desk.unchecked)
         due = desk.woken.is_set() or time.monotonic() > asked_at + NOTHING_YET
-        if room >= ahead * PART_FREE and due and not desk.stopping and not paused:
+        if room >= ahead * PART_FREE and due and not (desk.stopping or paused or desk.reconciling):
             desk.woken.clear()
             asked_at = time.monotonic()
+            desk.orphans = True  # until its COMMIT is answered
             if await claim(desk, room):
                 desk.filled.set()
+            desk.orphans = False
+            failpoint("claim.after_commit")
         await asyncio.sleep(GATHER_SECONDS)
+
+
+async def _return_orphans(desk: Desk) -> None:
+    """Puts back what is `checking` by a claim whose COMMIT got no answer. Such a transaction may still end: this one
+    waits for it at the plans' rows."""
+    own = desk.own
+    async with desk.engine.begin() as conn:
+        await guard(conn, own.lease, own.fence)
+        await lock_plans(conn, desk.plans)
+        lost = [j for j in await drive.lost_claims(conn, own.project) if j.key not in desk.claimed]
+        changes = [
+            JobChange(plan_id=j.plan_id, ord=j.ord, server_id=j.server_id, expected=JobState.CHECKING,
+                      decision=Decision(state=JobState.PENDING))
+            for j in lost
+        ]  # fmt: skip
+        await move_jobs(conn, own.deployment, changes)
+    desk.orphans = False
+    desk.woken.set()
+    if lost:
+        log.warning("orphans_returned", project=own.project, jobs=len(lost))
 
 
 async def claim(desk: Desk, room: int) -> int:
@@ -95,6 +124,8 @@ async def claim(desk: Desk, room: int) -> int:
             for j in claimed
         ]  # fmt: skip
         moved = await move_jobs(conn, own.deployment, changes)
+        failpoint("claim.before_commit")
+    desk.claimed.update(moved)
     claimed = [j for j in claimed if j.key in moved]
     desk.unchecked.extend(claimed)
     if again or len(claimed) == room:
@@ -108,7 +139,7 @@ async def _settle_ended(conn: AsyncConnection, rows: Mapping[UUID, DrivenPlan]) 
     ended = [p for p in rows.values() if p.status in FINAL_PLAN_STATUSES]
     figures = await drive.figures(conn, ended) if ended else {}
     for plan in ended:
-        if figures[plan.id].count(*IN_FLIGHT_JOB_STATES, JobState.STUCK):
+        if figures[plan.id].count(*IN_FLIGHT_JOB_STATES, JobState.STUCK, JobState.UNRESOLVED):
             continue
         if plan.status is PlanStatus.FAILED and outcome(figures[plan.id]) is PlanStatus.SUCCEEDED:
             await move_plan(conn, _move(plan, PlanStatus.SUCCEEDED))

@@ -14,12 +14,15 @@ from orchestrator.clouds.config import CloudSettings
 from orchestrator.clouds.pacing import Limiter, LocalPace
 from orchestrator.clouds.protocol import Cloud, Server
 from orchestrator.domain.completion import Expected
-from orchestrator.domain.decide import FailurePolicy, Happened, Tried, decide
+from orchestrator.domain.decide import FailurePolicy, Happened, Reason, Tried, decide
+from orchestrator.domain.evidence import Case, Open
+from orchestrator.domain.request import METADATA_ITEMS
 from orchestrator.domain.spec import PlanSpec
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.domain.verdict import Limits
 from orchestrator.ledger.drive import ClaimedJob, DrivenPlan, Ownership
-from orchestrator.ledger.transitions import AttemptAnswer, JobChange
+from orchestrator.ledger.transitions import AttemptAnswer, JobChange, JobKey
+from workers.driver.breaker import Breaker
 from workers.driver.lease import LeaseKeeper
 from workers.driver.mirror import Mirror
 from workers.driver.record import Recorder
@@ -68,8 +71,30 @@ class Watched:
     """`time.monotonic()` of the 202 (of the takeover, for one that another driver sent)."""
     deadline_at: datetime
     canary: bool = False
+    measured: bool = True
+    """Whether its duration says how long rebuilds take: not, where the call's time is not known well."""
     looked_at: float = float("-inf")
     looking: bool = False
+
+
+@dataclass(kw_only=True)
+class OpenCall:
+    """A call whose effect is not known: `resolving`, or `unresolved` until a person or its effect settles it."""
+
+    job: ClaimedJob
+    state: JobState
+    number: int
+    case: Case
+    open: Open
+    sent_at: datetime
+    next_look: float
+    """`time.monotonic()`; infinite: only for a trace in the mirror."""
+    pause: float = 0.5
+    looking: bool = False
+    noted: tuple[Mapping[str, Any], ...] = ()
+    """What is in the ledger already."""
+    seen_at: float = float("-inf")
+    trace: object = None
 
 
 @dataclass
@@ -92,6 +117,20 @@ class Desk:
     """Claimed jobs that wait for their check."""
     watched: dict[str, Watched] = field(default_factory=dict)
     """By server id."""
+    open: dict[str, OpenCall] = field(default_factory=dict)
+    """By server id."""
+    claimed: set[JobKey] = field(default_factory=set)
+    """Jobs that are `checking` or `sending` by this driver's doing. Any other such job is an orphan: the COMMIT of its
+    claim got no answer."""
+    breaker: Breaker = field(default_factory=Breaker)
+    reconciling: Reason | None = None
+    """Why nothing is claimed or sent yet: another database answers than the ledger was last known to be true on."""
+    reload_wanted: bool = False
+    """The ledger has moved jobs that this driver doesn't have in memory yet."""
+    orphans: bool = False
+    """A claim's COMMIT got no answer: jobs may be `checking` that nobody has."""
+    metadata_items: int = METADATA_ITEMS
+    """Metadata items that a server may have here: Nova's usual quota, until the cloud says another."""
     posting: int = 0
     """Calls that are being sent."""
     woken: asyncio.Event = field(default_factory=asyncio.Event)
@@ -109,7 +148,8 @@ class Desk:
     ) -> JobState:  # fmt: skip
         """Decides what becomes of a job and queues it for the ledger; its new state."""
         plan = self.plans.get(job.plan_id)
-        tried = Tried(refusals=job.refusals, policy=plan.policy if plan else FailurePolicy())
+        tried = Tried(refusals=job.refusals, rebuilt_again=job.rebuilt_again,
+                      policy=plan.policy if plan else FailurePolicy())  # fmt: skip
         decision = decide(state, happened, self.lease.now(), tried)
         await self.recorder.put(
             JobChange(plan_id=job.plan_id, ord=job.ord, server_id=job.server_id, expected=state, decision=decision,

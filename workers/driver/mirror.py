@@ -16,6 +16,9 @@ FULL_SECONDS = 60.0
 CHANGES_PAGE = 200
 """Servers a page of changes: parsing a thousand at once would hold up the loop, and permits would come too late."""
 FULL_PAGE = 1000
+GONE_SECONDS, GONE_READS = 10.0, 4
+"""A server is believed gone after so many reads by its id over so long that all say 404: one may be a mistake of
+something in between, or of a cell that is being restarted."""
 FEW = 20
 """Up to so many servers are read one by one: cheaper than a list of the whole project."""
 
@@ -39,6 +42,8 @@ class Mirror:
     cloud: Cloud
     wanted: set[str] = field(default_factory=set)
     _views: dict[str, View] = field(default_factory=dict)
+    _missing: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Servers that answer 404 to a read by their id: since when, and how often in a row."""
     _since: datetime | None = None
     _changes_at: float = float("-inf")
     """When the last complete poll began: every view is confirmed as of then."""
@@ -75,8 +80,18 @@ class Mirror:
         began = time.monotonic()
         server, date = await self.cloud.get_server(server_id)
         view = View(server=_slim(server) if server else None, seen_at=began, date=date)
+        if server is None:
+            since, times = self._missing.get(server_id, (began, 0))
+            self._missing[server_id] = (since, times + 1)
+        else:
+            self._missing.pop(server_id, None)
         self._views[server_id] = view
         return view
+
+    def surely_gone(self, server_id: str) -> bool:
+        """Whether a server's 404 is believed: said often enough, for long enough."""
+        since, times = self._missing.get(server_id, (float("inf"), 0))
+        return times >= GONE_READS and time.monotonic() >= since + GONE_SECONDS
 
     async def read_all(self) -> list[Server]:
         """Reads the whole project; what a list leaves out keeps its old view, for a list proves nobody gone."""
@@ -107,6 +122,7 @@ class Mirror:
                 if server.id in self.wanted:
                     slim = _slim(server)
                     self._views[server.id] = View(server=slim, seen_at=began, date=page.date)
+                    self._missing.pop(server.id, None)
                     found.append(slim)
         self._since = first or self._since
         return began, found

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,8 +17,11 @@ from orchestrator.domain.decide import FailurePolicy, Happened, Reason
 from orchestrator.domain.lifecycle import JobEvent
 from orchestrator.domain.spec import PlanSpec
 from orchestrator.domain.states import JobState
+from orchestrator.failpoints import failpoint
 from orchestrator.ledger import drive
 from orchestrator.ledger.drive import ClaimedJob, DueProject
+from orchestrator.ledger.leases import guard
+from orchestrator.ledger.reconcile import Changed, changed
 from orchestrator.ledger.transitions import JobChange
 from orchestrator.log import get_logger
 from workers.cloud import limits_of, signed_in
@@ -27,7 +30,9 @@ from workers.driver.claim import claim_forever
 from workers.driver.desk import Desk, LivePlan, Watched
 from workers.driver.lease import LeaseKeeper
 from workers.driver.mirror import Mirror
+from workers.driver.reconcile import begin, reconcile
 from workers.driver.record import Recorder
+from workers.driver.resolve import LOST, open_call, resolve_forever
 from workers.driver.send import send_forever
 from workers.driver.watch import expected_of, watch_forever
 
@@ -36,6 +41,8 @@ log = get_logger(__name__)
 CHECK_BATCH = 500
 STATE_SECONDS = 2.0
 """How often the limiter's state is published."""
+TROUBLE_SECONDS = 0.25
+"""How soon a plan says that its cloud is in trouble."""
 IDLE_SECONDS = 3.0
 """A project whose plans have all ended is left after this."""
 
@@ -52,6 +59,7 @@ def policy_of(spec: PlanSpec) -> FailurePolicy:
         backoff_initial=failure.backoff.initial,
         backoff_max=failure.backoff.max,
         timeout=failure.timeout,
+        rebuild_again=failure.rebuild_again,
     )
 
 
@@ -64,8 +72,9 @@ async def drive_project(
     """
     config = load_cloud(due.cloud)
     async with signed_in(engine, redis, config, tokens) as (cloud, project):
-        async with engine.connect() as conn:
+        async with engine.begin() as conn:
             rate, seconds = await drive.project_learned(conn, due.project)
+            change = await changed(conn, due.project, lease.before)
         settings = config.settings
         writes = Limiter(redis, pace_key(project, "write"), settings.write_rate, learned=rate)
         desk = Desk(
@@ -73,33 +82,42 @@ async def drive_project(
             limits=limits_of(settings, project.project_id),
             mirror=Mirror(cloud=cloud), recorder=None, rebuild_seconds=seconds,  # type: ignore[arg-type]
         )  # fmt: skip
-        desk.recorder = Recorder(engine=engine, own=lease.own, recorded=_recorded(desk), dropped=_dropped)
-        await _run(desk, stop)
+        desk.recorder = Recorder(engine=engine, own=lease.own, recorded=_recorded(desk), dropped=_dropped(desk))
+        await _run(desk, stop, change)
 
 
 def _recorded(desk: Desk) -> Callable[[JobChange], None]:
     def recorded(change: JobChange) -> None:
+        _out_of_hand(desk, change)
         if change.decision.state not in (JobState.REBUILDING, JobState.VERIFYING):
             desk.woken.set()
 
     return recorded
 
 
-def _dropped(change: JobChange) -> None:
-    log.info(
-        "change_dropped",
-        plan=str(change.plan_id),
-        server=change.server_id,
-        expected=change.expected.value,
-        state=change.decision.state.value,
-    )
+def _dropped(desk: Desk) -> Callable[[JobChange], None]:
+    def dropped(change: JobChange) -> None:
+        _out_of_hand(desk, change)
+        log.info("change_dropped", plan=str(change.plan_id), server=change.server_id, expected=change.expected.value,
+                 state=change.decision.state.value)  # fmt: skip
+
+    return dropped
 
 
-async def _run(desk: Desk, stop: asyncio.Event) -> None:
-    await _reload(desk)
+def _out_of_hand(desk: Desk, change: JobChange) -> None:
+    if change.expected in (JobState.CHECKING, JobState.SENDING):
+        desk.claimed.discard(change.key)
+
+
+async def _run(desk: Desk, stop: asyncio.Event, change: Changed | None) -> None:
+    failpoint("lease.taken")
+    await _reload(desk, adopt=False)
+    if change:
+        await begin(desk, change)
     taken_over = await _take_over(desk)
+    failpoint("takeover.done")
     log.info("driver_started", project=desk.own.project, fence=desk.own.fence, plans=len(desk.plans),
-             watched=len(desk.watched), taken_over=taken_over)  # fmt: skip
+             watched=len(desk.watched), open=len(desk.open), taken_over=taken_over)  # fmt: skip
     async with asyncio.TaskGroup() as loops, asyncio.TaskGroup() as calls:
         background = [
             loops.create_task(desk.lease.keep()),
@@ -107,9 +125,13 @@ async def _run(desk: Desk, stop: asyncio.Event) -> None:
             loops.create_task(_persist(desk, lambda: _publish_forever(desk))),
             loops.create_task(_persist(desk, lambda: claim_forever(desk, _reload))),
             loops.create_task(_persist(desk, lambda: _check_forever(desk))),
+            loops.create_task(_persist(desk, lambda: _say_trouble_forever(desk))),
             loops.create_task(_persist(desk, lambda: watch_forever(desk, calls))),
+            loops.create_task(_persist(desk, lambda: resolve_forever(desk, calls))),
             loops.create_task(_persist(desk, lambda: send_forever(desk, calls))),
         ]
+        if change:
+            background.append(loops.create_task(reconcile(desk, change)))
         await _until_over(desk, stop)
         await _leave(desk)
         for task in background:
@@ -154,11 +176,14 @@ async def _leave(desk: Desk) -> None:
     await desk.recorder.drain()
 
 
-async def _reload(desk: Desk) -> None:
-    """Reads the project's plans anew."""
+async def _reload(desk: Desk, *, adopt: bool = True) -> None:
+    """Reads the project's plans anew, and adopts jobs that somebody else has moved: a person's word settles an
+    unresolved one without the driver."""
     async with desk.engine.connect() as conn:
         rows = await drive.plans_of(conn, desk.own.project)
-        desk.mirror.want(await drive.unfinished_servers(conn, desk.own.project) | desk.watched.keys())
+        moving = await drive.moving_jobs(conn, desk.own.project) if adopt else []
+        mine = desk.watched.keys() | desk.open.keys()
+        desk.mirror.want(await drive.unfinished_servers(conn, desk.own.project) | mine)
     plans: dict[Any, LivePlan] = {}
     for plan_id, row in rows.items():
         old = desk.plans.get(plan_id)
@@ -166,15 +191,36 @@ async def _reload(desk: Desk) -> None:
         pace = old.pace if old and old.row.rate == row.rate else (LocalPace(row.rate) if row.rate else None)
         plans[plan_id] = LivePlan(row=row, spec=spec, policy=policy_of(spec), pace=pace, waves=len(spec.rollout.waves))
     desk.plans = plans
+    if adopt:
+        _adopt_moved(desk, moving)
+
+
+def _adopt_moved(desk: Desk, moving: Sequence[ClaimedJob]) -> None:
+    """Forgets jobs that a person has settled, and takes up those that the ledger has put under way."""
+    there = {j.server_id: j.state for j in moving}
+    for server_id, call in list(desk.open.items()):
+        if call.state is JobState.UNRESOLVED and there.get(server_id) not in (JobState.UNRESOLVED, JobState.RESOLVING):
+            del desk.open[server_id]
+    for server_id, watched in list(desk.watched.items()):
+        if watched.state is JobState.STUCK and server_id not in there:
+            del desk.watched[server_id]
+    now = time.monotonic()
+    for job in moving:
+        if job.server_id in desk.watched or job.server_id in desk.open:
+            continue
+        if job.state in (JobState.REBUILDING, JobState.STUCK):
+            desk.watched[job.server_id] = _adopted(desk, job, now)
+        elif job.state in (JobState.RESOLVING, JobState.UNRESOLVED):
+            desk.open[job.server_id] = open_call(desk, job, job.state, number=job.attempt)
 
 
 async def _take_over(desk: Desk) -> int:
-    """Adopts what another driver left: watches what was sent, puts back what was only claimed, and says of calls
-    whose answer nobody recorded that they are unresolved."""
+    """Adopts what another driver left: watches what was sent, puts back what was only claimed, and looks for the
+    effect of calls whose answer nobody recorded."""
     async with desk.engine.connect() as conn:
         jobs = await drive.moving_jobs(conn, desk.own.project)
-    lost = "The driver was lost between the intent and the recorded answer: whether the call took effect is not known."
-    reason = Reason(code="driver_lost", message=lost)
+    failpoint("takeover.before_write")
+    reason = Reason(code="driver_lost", message=LOST)
     now = time.monotonic()
     recorder = asyncio.create_task(desk.recorder.run())
     try:
@@ -184,9 +230,9 @@ async def _take_over(desk: Desk) -> int:
                     await desk.happen(job, job.state, Happened(event=JobEvent.POSTPONE))
                 case JobState.SENDING:
                     await desk.happen(job, job.state, Happened(event=JobEvent.UNKNOWN, reason=reason))
-                    await desk.happen(job, JobState.RESOLVING, Happened(event=JobEvent.UNSETTLED, reason=reason))
-                case JobState.RESOLVING:
-                    await desk.happen(job, job.state, Happened(event=JobEvent.UNSETTLED, reason=reason))
+                    desk.open[job.server_id] = open_call(desk, job, JobState.RESOLVING, number=job.attempt)
+                case JobState.RESOLVING | JobState.UNRESOLVED:
+                    desk.open[job.server_id] = open_call(desk, job, job.state, number=job.attempt)
                 case JobState.VERIFYING:
                     await desk.happen(job, job.state, Happened(event=JobEvent.VERIFIED))
                 case _:
@@ -206,7 +252,7 @@ def _adopted(desk: Desk, job: ClaimedJob, now: float) -> Watched:
     deadline: datetime = job.deadline_at or desk.lease.now() + timedelta(minutes=30)
     return Watched(
         job=job, state=job.state, expected=expected_of(job.baseline or {}, job.target_image, job.cloud_date),
-        request_id=job.request_id, accepted_at=now, deadline_at=deadline,
+        request_id=job.request_id, accepted_at=now, deadline_at=deadline, measured=False,
         canary=bool(plan and plan.waves > 1 and job.wave == 0),
     )  # fmt: skip
 
@@ -223,6 +269,19 @@ async def _check_forever(desk: Desk) -> None:
                 await desk.filled.wait()
         except TimeoutError:
             pass
+
+
+async def _say_trouble_forever(desk: Desk) -> None:
+    """Says on the project's plans why nothing is sent, as soon as it is so, and when it is over."""
+    said: str | None = "not yet"
+    while True:
+        reason = desk.reconciling or desk.breaker.reason
+        if (code := reason.code if reason else None) != said:
+            async with desk.engine.begin() as conn:
+                await guard(conn, desk.own.lease, desk.own.fence)
+                await drive.note_trouble(conn, desk.own.project, reason)
+            said = code
+        await asyncio.sleep(TROUBLE_SECONDS)
 
 
 async def _publish_forever(desk: Desk) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from orchestrator.failpoints import failpoint
 from orchestrator.ledger.drive import Ownership
 from orchestrator.ledger.leases import guard
 from orchestrator.ledger.transitions import JobChange, JobKey, lock_plans, move_jobs
@@ -36,6 +37,11 @@ class Recorder:
     async def put(self, change: JobChange) -> None:
         """Queues a change; waits while the backlog is full."""
         await self._queue.put(change)
+
+    @property
+    def backlog(self) -> int:
+        """Changes that wait to be written."""
+        return self._queue.qsize()
 
     async def drain(self) -> None:
         """Waits until everything put so far is in the ledger."""
@@ -74,6 +80,8 @@ class Recorder:
             for round_ in rounds(batch):
                 moved = await move_jobs(conn, self.own.deployment, round_)
                 applied |= {id(c) for c in moved.values()}
+            failpoint("record.before_commit")
+        failpoint("record.after_commit")
         return applied
 
 

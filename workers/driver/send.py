@@ -1,9 +1,11 @@
 """Sending: a permit, the second gate, one POST, and its answer recorded first of all."""
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 from sqlalchemy.exc import DBAPIError
 
@@ -15,11 +17,13 @@ from orchestrator.domain.decide import Happened, Reason
 from orchestrator.domain.lifecycle import JobEvent
 from orchestrator.domain.states import JobState
 from orchestrator.errors import CloudError
+from orchestrator.failpoints import failpoint
 from orchestrator.ledger.drive import Intent, commit_intents
 from orchestrator.ledger.transitions import AttemptAnswer
 from orchestrator.log import get_logger
 from workers.driver.desk import Checked, Desk, Watched
 from workers.driver.mirror import FRESH_SECONDS
+from workers.driver.resolve import open_call
 from workers.driver.watch import expected_of
 
 log = get_logger(__name__)
@@ -32,6 +36,7 @@ since a crash leaves that many calls in doubt and a pause lets that many go."""
 CALLS_AT_ONCE = 96
 """Calls under way; beyond, sending waits for answers, whatever the rate says."""
 USUAL_COMMIT = 0.015
+NO_PERMIT = "No permit in time."
 HORIZON = 2.0
 """Permits further away than this are not taken: a pause of the cloud must not be slept through."""
 
@@ -40,7 +45,8 @@ async def send_forever(desk: Desk, calls: asyncio.TaskGroup) -> None:
     """Sends ready jobs, a few tens of milliseconds of rate at a time, until cancelled."""
     commit_seconds = USUAL_COMMIT
     while True:
-        if not desk.ready or desk.stopping or desk.posting >= CALLS_AT_ONCE or not desk.lease.fresh():
+        most = 0 if desk.stopping or desk.reconciling or not desk.lease.fresh() else desk.breaker.most(desk.posting)
+        if not desk.ready or not most or desk.posting >= CALLS_AT_ONCE:
             desk.filled.clear()
             try:
                 async with asyncio.timeout(0.1):
@@ -49,7 +55,7 @@ async def send_forever(desk: Desk, calls: asyncio.TaskGroup) -> None:
                 pass
             continue
         size = max(1, int(desk.limiter.learned_rate * SLICE_SECONDS))
-        batch = _take(desk, size)
+        batch = _take(desk, int(min(size, most)))
         if not batch:
             await asyncio.sleep(SLICE_SECONDS)
             continue
@@ -100,9 +106,11 @@ async def _second_gate(desk: Desk, batch: Sequence[Checked]) -> list[Checked]:
         for c in batch
     ]  # fmt: skip
     epochs = {c.job.plan_id: c.epoch for c in batch}
+    desk.claimed.update(c.job.key for c in batch)
     try:
         async with desk.engine.begin() as conn:
             let_through = await commit_intents(conn, desk.own, intents, epochs)
+        failpoint("gate.after_commit")
     except (DBAPIError, OSError, TimeoutError) as e:
         # A COMMIT without an answer sends nothing, wherever it left the jobs: both ways back are queued, one fits.
         log.warning("second_gate_failed", project=desk.own.project, jobs=len(batch), error=str(e)[:200])
@@ -118,9 +126,10 @@ async def _second_gate(desk: Desk, batch: Sequence[Checked]) -> list[Checked]:
 
 async def _send(desk: Desk, checked: Checked, permit: Permit) -> None:
     """One call, at its time, at most once; then the answer goes to the ledger."""
+    sent_at = desk.lease.now()
     try:
         answer, permit = await _call(desk, checked, permit)
-        await _settle(desk, checked, answer, permit)
+        await _settle(desk, checked, answer, permit, sent_at)
     finally:
         desk.posting -= 1
         desk.filled.set()
@@ -135,18 +144,24 @@ async def _call(desk: Desk, checked: Checked, permit: Permit) -> tuple[Answer, P
             break
         again = [] if desk.stopping or time.monotonic() > give_up else await desk.limiter.reserve(1, within=HORIZON)
         if not again:
-            return Answer(effect=Effect.NOT_APPLIED, cause=Cause.NEVER_SENT, message="No permit in time."), permit
+            return Answer(effect=Effect.NOT_APPLIED, cause=Cause.NEVER_SENT, message=NO_PERMIT), permit
         permit = again[0]
+
+    def ready() -> bool:
+        failpoint("send.before_write")
+        return desk.lease.fresh()
+
     answer = await desk.cloud.rebuild(
-        checked.job.server_id, checked.body, reimage_boot_volume=checked.reimage, ready=desk.lease.fresh
+        checked.job.server_id, checked.body, reimage_boot_volume=checked.reimage, ready=ready
     )
+    failpoint("send.after_answer")
     return answer, permit
 
 
-async def _settle(desk: Desk, checked: Checked, answer: Answer, permit: Permit) -> None:
+async def _settle(desk: Desk, checked: Checked, answer: Answer, permit: Permit, sent_at: datetime) -> None:
     """Records the answer, then does what follows from it."""
     job = checked.job
-    happened = happened_of(answer)
+    happened = _quota_learned(desk, checked, answer) or happened_of(answer)
     record = AttemptAnswer(
         number=job.attempt + 1, classification=f"{answer.effect}/{answer.cause}", http_status=answer.http_status,
         request_id=answer.request_id, cloud_date=answer.date, message=answer.message,
@@ -157,7 +172,12 @@ async def _settle(desk: Desk, checked: Checked, answer: Answer, permit: Permit) 
         desk.watched[job.server_id] = _watched(desk, checked, answer)
     elif state is JobState.RESOLVING:
         log.warning("answer_unknown", plan=str(job.plan_id), server=job.server_id, message=answer.message)
-        await desk.happen(job, JobState.RESOLVING, Happened(event=JobEvent.UNSETTLED, reason=happened.reason))
+        known = replace(
+            job, baseline=checked.baseline, request_id=answer.request_id, classification=record.classification,
+            http_status=answer.http_status, answered_at=desk.lease.now(), intended_at=sent_at,
+        )  # fmt: skip
+        desk.open[job.server_id] = open_call(desk, known, JobState.RESOLVING, number=record.number)
+    _tell_breaker(desk, answer)
     if answer.cause is Cause.THROTTLED:
         await desk.limiter.throttled(answer.retry_after, permit.epoch)
     elif answer.cause is Cause.TOKEN:
@@ -165,6 +185,24 @@ async def _settle(desk: Desk, checked: Checked, answer: Answer, permit: Permit) 
             await desk.cloud.renew_token()
         except CloudError as e:  # the next call's sign-in will say it again
             log.warning("token_not_renewed", project=desk.own.project, error=e.message)
+
+
+def _quota_learned(desk: Desk, checked: Checked, answer: Answer) -> Happened | None:
+    """The cloud allows fewer metadata items than Nova usually does: our marker was one too many, which is no try."""
+    found = re.search(r"metadata items exceeds (\d+)", answer.message) if answer.cause is Cause.FORBIDDEN else None
+    if found is None or not checked.baseline.get("marker") or int(found[1]) >= desk.metadata_items:
+        return None
+    desk.metadata_items = int(found[1])
+    reason = Reason(code="metadata_quota", message=f"{answer.message} The marker is left out.")
+    return Happened(event=JobEvent.TURNED_AWAY, cause=Cause.FORBIDDEN, reason=reason)
+
+
+def _tell_breaker(desk: Desk, answer: Answer) -> None:
+    withheld = answer.cause is Cause.NEVER_SENT and (answer.message == NO_PERMIT or not desk.lease.fresh())
+    if answer.effect is Effect.UNKNOWN or (answer.cause is Cause.NEVER_SENT and not withheld):
+        desk.breaker.call_failed(answer.message or answer.cause.value)
+    elif not withheld:
+        desk.breaker.call_worked()
 
 
 def _watched(desk: Desk, checked: Checked, answer: Answer) -> Watched:
@@ -189,11 +227,14 @@ def happened_of(answer: Answer) -> Happened:
         case Effect.UNKNOWN:
             return Happened(event=JobEvent.UNKNOWN, cause=answer.cause, reason=Reason(code="unknown_answer", message=(
                 f"Whether the call took effect is not known: {answer.message or answer.cause}")))  # fmt: skip
+        case Effect.NOT_APPLIED if answer.cause is Cause.BUSY:
+            # Not this request's doing; but something on the way may have sent a copy of it before: read back first.
+            return Happened(event=JobEvent.UNKNOWN, cause=answer.cause, reason=reason)
         case Effect.NOT_APPLIED:
             match answer.cause:
                 case Cause.NEVER_SENT:
                     event = JobEvent.NOT_SENT
-                case Cause.TOKEN | Cause.THROTTLED | Cause.BUSY:
+                case Cause.TOKEN | Cause.THROTTLED:
                     event = JobEvent.TURNED_AWAY
                 case _:
                     event = JobEvent.NOT_APPLIED

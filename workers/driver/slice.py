@@ -14,11 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator.clouds.pacing import make_redis
 from orchestrator.clouds.sign_in import TokenCache
+from orchestrator.domain.decide import Reason
 from orchestrator.errors import CloudError, LeaseLost
+from orchestrator.failpoints import failpoint
 from orchestrator.hints import Hints
 from orchestrator.ledger import drive, tick
 from orchestrator.ledger.drive import DueProject
 from orchestrator.ledger.engine import open_engine
+from orchestrator.ledger.leases import guard
 from orchestrator.log import get_logger
 from workers.driver.lease import LeaseKeeper
 from workers.driver.project import drive_project
@@ -68,6 +71,7 @@ class Slice:
                     log.warning("ledger_trouble", error=str(e)[:200])
                 await _wait(self.stop, LOOK_SECONDS)
         finally:
+            failpoint("slice.end")
             for event in self._yields.values():
                 event.set()
             await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -109,8 +113,20 @@ class Slice:
         try:
             with structlog.contextvars.bound_contextvars(project=project.project, fence=lease.own.fence):
                 await drive_project(self.engine, self.redis, self.tokens, project, lease, stop)
+        except CloudError as e:
+            await self._say_trouble(project, lease, e)
+            raise
         finally:
             await lease.give_back()
+
+    async def _say_trouble(self, project: DueProject, lease: LeaseKeeper, error: CloudError) -> None:
+        """The cloud can't be signed in to: the project's plans say so until a driver gets in."""
+        reason = Reason(
+            code=error.reason_code, message=f"Nothing is sent until the cloud answers again: {error.message}"
+        )
+        async with self.engine.begin() as conn:
+            await guard(conn, lease.own.lease, lease.own.fence)
+            await drive.note_trouble(conn, project.project, reason)
 
     def _report(self, project: int, task: asyncio.Task[None]) -> None:
         if task.cancelled():

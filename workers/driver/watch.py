@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from orchestrator.clouds.protocol import Action
 from orchestrator.domain.completion import Ending, Expected, Judgement, Sight, judge, sight
 from orchestrator.domain.decide import Happened, Reason
 from orchestrator.domain.lifecycle import JobEvent
 from orchestrator.domain.states import JobState
-from orchestrator.errors import CloudError, CloudThrottled
+from orchestrator.errors import CloudAnswerInvalid, CloudError, CloudNotOffered, CloudThrottled
+from orchestrator.failpoints import failpoint
 from orchestrator.log import get_logger
 from workers.driver.desk import Desk, Watched
 from workers.driver.mirror import FULL_SECONDS
@@ -22,6 +24,8 @@ SHORTEST, LONGEST = 0.5, 8.0
 LOOK_AGAIN = 2.0
 """Seconds between two looks at one server."""
 LOOKS_AT_ONCE = 8
+RENEW_AFTER = 3
+"""Polls that fail in a row before the next sign-in."""
 OVERDUE = 4.0
 """A rebuild that takes this many times as long as usual gets a look of its own."""
 
@@ -40,28 +44,45 @@ def expected_of(baseline: Mapping[str, Any], target_image: str, accepted: dateti
 async def watch_forever(desk: Desk, looks: asyncio.TaskGroup) -> None:
     """Polls until cancelled; adaptive: often only when answers are near."""
     places = asyncio.Semaphore(LOOKS_AT_ONCE)
+    failed = 0
     while True:
         began = time.monotonic()
         try:
+            failpoint("watch.before_poll")
             if began > desk.mirror.full_at + FULL_SECONDS:
                 await desk.mirror.read_all()
-            elif desk.watched or desk.unchecked or desk.ready:
+            elif desk.watched or desk.open or desk.unchecked or desk.ready or desk.breaker.reason:
                 await desk.mirror.read_changes()
+            desk.breaker.read_worked()
+            failed = 0
             await _judge_all(desk, looks, places)
         except CloudThrottled as e:
             await asyncio.sleep(min(30.0, e.retry_after or 2.0))
         except CloudError as e:
-            log.warning("poll_failed", project=desk.own.project, error=e.message)
-            await asyncio.sleep(1.0)
+            failed += 1
+            await _trouble(desk, e, failed)
         await _overdue(desk)
         await asyncio.sleep(max(0.05, began + _interval(desk) - time.monotonic()))
+
+
+async def _trouble(desk: Desk, error: CloudError, failed: int) -> None:
+    """The project could not be read. Every few times the sign-in is done anew: services move, and the new catalog says
+    where to."""
+    log.warning("poll_failed", project=desk.own.project, error=error.message)
+    desk.breaker.read_failed(error.message)
+    if failed % RENEW_AFTER == 0:
+        try:
+            await desk.cloud.renew_token()
+        except CloudError as e:
+            log.warning("token_not_renewed", project=desk.own.project, error=e.message)
+    await asyncio.sleep(1.0)
 
 
 def _interval(desk: Desk) -> float:
     """Seconds from one poll's begin to the next: a fraction of what a rebuild takes, as soon as ends are near."""
     usual = desk.rebuild_seconds
     if not desk.watched or usual is None:
-        return SHORTEST
+        return SHORTEST if desk.watched or desk.unchecked or desk.ready else LONGEST / 2
     oldest = min(w.accepted_at for w in desk.watched.values())
     until_due = oldest + 0.8 * usual - time.monotonic()
     return min(LONGEST, max(SHORTEST, 0.1 * usual, min(until_due, LONGEST / 2)))
@@ -97,15 +118,25 @@ async def _look(desk: Desk, watched: Watched, places: asyncio.Semaphore) -> None
     """One read of the server and one of the call's action."""
     async with places:
         try:
+            failpoint("watch.before_look")
             view = await desk.mirror.read_one(watched.job.server_id)
-            action = None
-            if watched.request_id:
-                action = await desk.cloud.get_action(watched.job.server_id, watched.request_id)
-            await _apply(desk, watched, judge(watched.expected, view.server, action))
+            judgement = judge(watched.expected, view.server, await _action(desk, watched))
+            if view.server is not None or desk.mirror.surely_gone(watched.job.server_id):
+                await _apply(desk, watched, judgement)
         except CloudError as e:
             log.warning("look_failed", server=watched.job.server_id, error=e.message)
         finally:
             watched.looking, watched.looked_at = False, time.monotonic()
+
+
+async def _action(desk: Desk, watched: Watched) -> Action | None:
+    """The call's own action; None where its id is not known or the cloud shows none."""
+    if watched.request_id is None:
+        return None
+    try:
+        return await desk.cloud.get_action(watched.job.server_id, watched.request_id)
+    except (CloudNotOffered, CloudAnswerInvalid):
+        return None
 
 
 async def _apply(desk: Desk, watched: Watched, judgement: Judgement) -> None:
@@ -119,16 +150,20 @@ async def _apply(desk: Desk, watched: Watched, judgement: Judgement) -> None:
             event = JobEvent.REBUILD_FAILED
         case Ending.GONE:
             event = JobEvent.GONE
-    del desk.watched[watched.job.server_id]
+    if desk.watched.pop(watched.job.server_id, None) is None:
+        return
     await desk.happen(watched.job, watched.state,
-                      Happened(event=event, reason=judgement.reason, fingerprint=judgement.fingerprint))  # fmt: skip
+                      Happened(event=event, reason=judgement.reason, fingerprint=judgement.fingerprint,
+                               final=judgement.final))  # fmt: skip
 
 
 async def _done(desk: Desk, watched: Watched) -> None:
     """Attested by image and boot: verified, since this plan asks for nothing more."""
-    del desk.watched[watched.job.server_id]
+    if desk.watched.pop(watched.job.server_id, None) is None:
+        return
     took = time.monotonic() - watched.accepted_at
-    desk.rebuild_seconds = took if desk.rebuild_seconds is None else 0.9 * desk.rebuild_seconds + 0.1 * took
+    if watched.measured:
+        desk.rebuild_seconds = took if desk.rebuild_seconds is None else 0.9 * desk.rebuild_seconds + 0.1 * took
     await desk.happen(watched.job, watched.state, Happened(event=JobEvent.REBUILT), data={"seconds": round(took, 1)})
     await desk.happen(watched.job, JobState.VERIFYING, Happened(event=JobEvent.VERIFIED))
 

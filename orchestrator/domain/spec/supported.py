@@ -32,7 +32,6 @@ NOT_SUPPORTED_YET = (
     NotYet(path=("rollout", "waves", EACH, "bake"), purpose="bake time", taken=("0s", "0m", "0h", "0d")),
     NotYet(path=("rollout", "waves", EACH, "approval"), purpose="approval between waves", taken=(False,)),
     NotYet(path=("rollout", "max_unavailable"), purpose="disruption budgets"),
-    NotYet(path=("failure", "rebuild_again"), purpose="wiping a failed server again by itself", taken=(0,)),
     NotYet(path=("failure", "drift_limit"), purpose="the limit for drift", taken=(0,)),
     NotYet(path=("hooks",), purpose="calling hooks"),
     NotYet(path=("verify",), purpose="probing rebuilt servers", taken=([],)),

@@ -15,6 +15,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from orchestrator.domain.evidence import MARKER
 from orchestrator.domain.spec.codes import Code, Refusals, refusal
 from orchestrator.domain.spec.text import metadata_key_fault, metadata_value_fault, printable
 from orchestrator.domain.units import (
@@ -261,7 +262,10 @@ def _metadata(value: object, *, nulls: bool) -> dict[str, str | None]:
 
 
 def _metadata_change(value: object) -> dict[str, str | None]:
-    return _metadata(value, nulls=True)
+    pairs = _metadata(value, nulls=True)
+    if MARKER in pairs:
+        raise refusal(Code.IMPOSSIBLE, f"{MARKER} is the service's own mark of who rebuilt a server; leave it out")
+    return pairs
 
 
 def _metadata_filter(value: object) -> dict[str, str | None]:
