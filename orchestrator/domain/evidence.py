@@ -79,7 +79,6 @@ class Case:
     known_actions: frozenset[str] = frozenset()
     """Request ids of rebuilds of this server that are accounted for."""
     launched_before: datetime | None = None
-    image_before: str | None = None
     target_image: str = ""
 
     @property
@@ -137,6 +136,8 @@ class Weighed:
     """The call's own action, where it was found."""
     says: str = ""
     """One sentence for a person."""
+    traces: bool = False
+    """Something speaks for an effect, though it may not settle it: a person's "not applied" is refused."""
     certain: bool = False
     """GONE: the cloud shows the server as deleted, rather than not at all."""
 
@@ -158,18 +159,19 @@ def weigh(case: Case, look: Look) -> Weighed:
         evidence.append({"kind": "actions", "value": [a.request_id for a in candidates]})
     own = next((a.request_id for a in look.actions or () if a.request_id == case.request_id), None)
     if own is not None:
-        return Weighed(finding=Finding.APPLIED, evidence=tuple(evidence), request_id=own,
+        return Weighed(finding=Finding.APPLIED, traces=True, evidence=tuple(evidence), request_id=own,
                        says=f"The cloud has an action for the call's request id {own}.")  # fmt: skip
     if case.marker is not None and server.metadata.get(MARKER) == case.marker:
-        return Weighed(finding=Finding.APPLIED, evidence=(*evidence, {"kind": "marker", "value": case.marker}),
+        evidence.append({"kind": "marker", "value": case.marker})
+        return Weighed(finding=Finding.APPLIED, traces=True, evidence=tuple(evidence),
                        request_id=candidates[0].request_id if len(candidates) == 1 else None,
                        says="The server carries the call's marker.")  # fmt: skip
     if len(candidates) == 1:
-        return Weighed(finding=Finding.APPLIED, evidence=tuple(evidence), request_id=candidates[0].request_id,
-                       says=f"The server has one rebuild of ours that nothing else accounts for: "
-                            f"{candidates[0].request_id}.")  # fmt: skip
+        found = candidates[0].request_id
+        return Weighed(finding=Finding.APPLIED, traces=True, evidence=tuple(evidence), request_id=found,
+                       says=f"The server has one rebuild of ours that nothing else accounts for: {found}.")  # fmt: skip
     if len(candidates) > 1:
-        return Weighed(finding=Finding.OPEN, evidence=tuple(evidence),
+        return Weighed(finding=Finding.OPEN, traces=True, evidence=tuple(evidence),
                        says=f"The server has {len(candidates)} unaccounted rebuilds of ours.")  # fmt: skip
     return _without_trace(case, look, server, tuple(evidence))
 
@@ -180,10 +182,10 @@ def _without_trace(case: Case, look: Look, server: SeenServer, evidence: tuple[M
         case.launched_before is None or server.launched_at > case.launched_before
     )
     if booted and look.actions is None and _same(server.image, case.target_image):
-        return Weighed(finding=Finding.APPLIED, evidence=evidence,
+        return Weighed(finding=Finding.APPLIED, traces=True, evidence=evidence,
                        says="The server has booted anew, with the target image, since the call.")  # fmt: skip
     if booted:
-        return Weighed(finding=Finding.OPEN, evidence=evidence,
+        return Weighed(finding=Finding.OPEN, traces=True, evidence=evidence,
                        says="The server has booted anew since, and nothing shows whose doing that was.")  # fmt: skip
     if not look.healthy:
         return Weighed(finding=Finding.UNSEEN, evidence=evidence,

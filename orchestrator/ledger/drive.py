@@ -9,7 +9,9 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from orchestrator.domain.causes import Cause
 from orchestrator.domain.decide import Decision, Reason
+from orchestrator.domain.evidence import Case
 from orchestrator.domain.gate import PlanFigures, WaveFigures
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.failpoints import failpoint
@@ -87,6 +89,25 @@ class ClaimedJob:
     def key(self) -> JobKey:
         """Plan id and the job's place in it."""
         return self.plan_id, self.ord
+
+    def case(self, user_id: str | None) -> Case:
+        """Its newest attempt as a call whose effect is open; `user_id`: who we are to the cloud."""
+        baseline = self.baseline or {}
+        return Case(
+            cause=Cause(self.classification.partition("/")[2]) if self.classification else Cause.NO_ANSWER,
+            http_status=self.http_status,
+            request_id=self.request_id,
+            marker=baseline.get("marker"),
+            since=_time(baseline.get("date")),
+            user_id=user_id,
+            known_actions=frozenset(baseline.get("rebuild_actions") or ()),
+            launched_before=_time(baseline.get("launched_at")),
+            target_image=self.target_image,
+        )
+
+
+def _time(value: Any) -> datetime | None:
+    return datetime.fromisoformat(value) if value else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,28 +21,33 @@ class HeldElsewhere:
     plan_name: str
 
 
-async def take_holds(conn: AsyncConnection, deployment: str, plan_id: UUID) -> tuple[HeldElsewhere, ...]:
-    """Takes the holds of all the plan's pending jobs, in the order of server ids; returns who has the others.
+async def take_holds(
+    conn: AsyncConnection, deployment: str, plan_id: UUID, server_ids: Sequence[str] | None = None
+) -> tuple[HeldElsewhere, ...]:
+    """Takes the holds of all the plan's pending jobs, or of these servers of its, in the order of server ids; returns
+    who has the others.
 
     The plan row must be locked. Where anything is returned, the caller rolls back or settles it.
     """
+    which = "state = 'pending'" if server_ids is None else "server_id = ANY(CAST(:ids AS text[]))"
+    parameters = {"deployment": deployment, "plan": plan_id} | ({} if server_ids is None else {"ids": list(server_ids)})
     await conn.execute(
-        sql("""
+        sql(f"""
         INSERT INTO holds (deployment, server_id, plan_id)
         SELECT :deployment, server_id, plan_id FROM jobs
-        WHERE plan_id = :plan AND state = 'pending' AND server_id IS NOT NULL
+        WHERE plan_id = :plan AND {which} AND server_id IS NOT NULL
         ORDER BY server_id
-        ON CONFLICT DO NOTHING"""),
-        {"deployment": deployment, "plan": plan_id},
+        ON CONFLICT DO NOTHING"""),  # noqa: S608
+        parameters,
     )
     rows = await conn.execute(
-        sql("""
+        sql(f"""
         SELECT j.server_id, h.plan_id, p.name
         FROM jobs j JOIN holds h ON h.deployment = :deployment AND h.server_id = j.server_id
         JOIN plans p ON p.id = h.plan_id
-        WHERE j.plan_id = :plan AND j.state = 'pending' AND h.plan_id <> :plan
-        ORDER BY j.ord LIMIT :shown"""),
-        {"deployment": deployment, "plan": plan_id, "shown": CONFLICTS_SHOWN},
+        WHERE j.plan_id = :plan AND j.{which} AND h.plan_id <> :plan
+        ORDER BY j.ord LIMIT :shown"""),  # noqa: S608
+        parameters | {"shown": CONFLICTS_SHOWN},
     )
     return tuple(HeldElsewhere(server_id=r.server_id, plan_id=r.plan_id, plan_name=r.name) for r in rows)
 

@@ -18,7 +18,8 @@ _COLUMNS = (
     Plan.id, Plan.name, Plan.cloud, Plan.status, Plan.reason_code, Plan.reason_message, Plan.faults, Plan.digest,
     Plan.labels, Plan.explicit, Plan.total, Plan.max_in_flight, Plan.rate, Plan.current_wave, Plan.created_by,
     Plan.created_at, Plan.started_at, Plan.finished_at, Plan.expires_at, Cloud.limiter, Project.deployment,
-    Project.learned_write_rate, Project.learned_rebuild_seconds, Project.trouble_code, Project.trouble_message,
+    Project.learned_write_rate, Project.learned_rebuild_seconds,
+    Plan.spec["failure"]["timeout"].label("timeout"), Project.trouble_code, Project.trouble_message,
 )  # fmt: skip
 
 
@@ -50,9 +51,16 @@ class PlanRecord:
     """None until the plan was prepared."""
     learned_write_rate: float | None
     learned_rebuild_seconds: float | None
+    timeout: Any
+    """`failure.timeout` as stored: seconds, or None where the plan has none."""
     trouble_code: str | None
     trouble_message: str | None
     """Why nothing is sent to its cloud just now."""
+
+    @property
+    def timeout_seconds(self) -> float:
+        """How long a rebuild of the plan may take."""
+        return float(self.timeout or 1800.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +86,12 @@ class PlanFilter:
 
 Counts = Mapping[int, Mapping[str, int]]
 """Wave (or `NO_WAVE`) → state → how many."""
+
+
+async def plan_now(conn: AsyncConnection) -> datetime:
+    """The database's clock."""
+    now: datetime = (await conn.execute(text("SELECT clock_timestamp()"))).scalar_one()
+    return now
 
 
 async def plan_record(conn: AsyncConnection, plan_id: UUID) -> PlanRecord | None:

@@ -1,34 +1,40 @@
-"""A person's actions on a plan: start, pause, resume, cancel.
+"""A person's actions on a plan: start, pause, resume, cancel, retry.
 
 Each locks the plan's row, moves it as the life cycle allows, and hints to the drivers after the commit. Asking for what
 already is so changes nothing and is no error, so that a request whose answer was lost can be repeated.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.domain.decide import Reason
-from orchestrator.domain.lifecycle import PlanEvent, plan_moves
+from orchestrator.domain.decide import Happened, Reason, Tried, decide
+from orchestrator.domain.lifecycle import JobEvent, PlanEvent, plan_moves
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.errors import Conflict, Fault, NotFound
 from orchestrator.ledger.drive import enter_wave
 from orchestrator.ledger.engine import transaction
 from orchestrator.ledger.events import status_before_pause
-from orchestrator.ledger.holds import CONFLICTS_SHOWN, take_holds
+from orchestrator.ledger.holds import CONFLICTS_SHOWN, HeldElsewhere, take_holds
 from orchestrator.ledger.plans import (
     PlanRecord,
     acknowledge_failures,
     cancel_pending_jobs,
     job_counts,
+    plan_now,
     plan_record,
 )
-from orchestrator.ledger.transitions import PlanMove, lock_plans, move_plan
+from orchestrator.ledger.settle import Retryable, jobs_to_retry, note_retries, tell_driver
+from orchestrator.ledger.transitions import JobChange, PlanMove, lock_plans, move_jobs, move_plan
 from orchestrator.service.deps import Deps
 from orchestrator.service.roles import Principal, Right
 from orchestrator.service.show import plan_views
 from orchestrator.service.views import PlanView
+
+RETRY_BATCH = 1000
+"""Jobs that move in one statement."""
 
 
 async def start(
@@ -101,13 +107,57 @@ async def cancel(deps: Deps, principal: Principal, plan_id: UUID, *, reason: str
     return await _view(deps, plan_id)
 
 
-async def _start(conn: AsyncConnection, principal: Principal, plan: PlanRecord, reason: str | None) -> None:
-    (status,) = _allowed(plan, PlanEvent.START, "start", "only a prepared plan that is held (ready) does")
-    if plan.status != PlanStatus.READY or plan.deployment is None:
-        raise Conflict(f"The plan is {plan.status}: it starts by itself.")
-    if plan.expires_at is not None and plan.expires_at <= datetime.now(UTC):
-        raise Conflict("This saved preview has expired; submit it again.", code="hold_expired")
-    held = await take_holds(conn, plan.deployment, plan.id)
+async def retry(
+    deps: Deps, principal: Principal, plan_id: UUID, *, servers: Sequence[str] | None = None, reason: str | None = None
+) -> PlanView:
+    """Another attempt for the servers that failed, or for these, failed or refused: recorded, under the same plan.
+
+    A failed job's call had ended or was given up, so nothing of it is still to come. Raises `Conflict`, and has done
+    nothing then: `not_retryable` (itemised), `servers_held` (itemised), `nothing_to_retry`.
+    """
+    async with transaction(deps.engine) as conn:
+        plan = await _lock(conn, principal, plan_id)
+        principal.need(Right.OPERATE)
+        (status,) = _allowed(plan, PlanEvent.RETRY, "retry", "nothing can be retried in a plan that is not started, "
+                             "or was cancelled")  # fmt: skip
+        jobs = await jobs_to_retry(conn, plan_id, servers)
+        _check_retryable(jobs, servers)
+        _free(await take_holds(conn, plan.deployment or "", plan_id, [j.server_id for j in jobs]))
+        await note_retries(conn, plan_id, [j.ord for j in jobs])
+        why = Reason(code="retried", message=reason or f"Retried by {principal.name}.")
+        now = await plan_now(conn)
+        for part in (jobs[i : i + RETRY_BATCH] for i in range(0, len(jobs), RETRY_BATCH)):
+            changes = [
+                JobChange(plan_id=plan_id, ord=j.ord, server_id=j.server_id, expected=j.state, actor=principal.name,
+                          decision=decide(j.state, Happened(event=JobEvent.RETRY, reason=why), now, Tried()))
+                for j in part
+            ]  # fmt: skip
+            await move_jobs(conn, plan.deployment or "", changes)
+        await _move(conn, principal, plan, status, code="retried", reason=f"{len(jobs)} servers are retried.")
+        await tell_driver(conn, plan_id)
+    await deps.hints.drive()
+    return await _view(deps, plan_id)
+
+
+def _check_retryable(jobs: Sequence[Retryable], servers: Sequence[str] | None) -> None:
+    states = {j.server_id: j.state for j in jobs}
+    wrong = [
+        Fault(path=s, code="not_retryable", message=f"is {states[s]}" if s in states else "is none of the plan's")
+        for s in servers or ()
+        if states.get(s) not in (JobState.FAILED, JobState.REFUSED)
+    ]
+    if wrong:
+        raise Conflict(
+            f"{len(wrong)} of these servers can't be retried; only failed and refused ones can. Nothing was done.",
+            code="not_retryable",
+            errors=wrong[:CONFLICTS_SHOWN],
+        )
+    if not jobs:
+        raise Conflict("No server of the plan has failed.", code="nothing_to_retry")
+
+
+def _free(held: Sequence[HeldElsewhere]) -> None:
+    """Raises `Conflict` where other plans hold any of the servers."""
     if held:
         more = " or more" if len(held) == CONFLICTS_SHOWN else ""
         raise Conflict(
@@ -118,6 +168,15 @@ async def _start(conn: AsyncConnection, principal: Principal, plan: PlanRecord, 
                 for h in held
             ],
         )
+
+
+async def _start(conn: AsyncConnection, principal: Principal, plan: PlanRecord, reason: str | None) -> None:
+    (status,) = _allowed(plan, PlanEvent.START, "start", "only a prepared plan that is held (ready) does")
+    if plan.status != PlanStatus.READY or plan.deployment is None:
+        raise Conflict(f"The plan is {plan.status}: it starts by itself.")
+    if plan.expires_at is not None and plan.expires_at <= datetime.now(UTC):
+        raise Conflict("This saved preview has expired; submit it again.", code="hold_expired")
+    _free(await take_holds(conn, plan.deployment, plan.id))
     await enter_wave(conn, plan.id, plan.current_wave)
     await _move(conn, principal, plan, status, code="started", reason=reason)
 

@@ -1,9 +1,10 @@
 """What the use cases work with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from orchestrator.clouds.sign_in import TokenCache
 from orchestrator.hints import Hints
 from orchestrator.service.clouds import CloudBook
 
@@ -15,5 +16,7 @@ class Deps:
     engine: AsyncEngine
     hints: Hints
     clouds: CloudBook
+    tokens: TokenCache = field(default_factory=TokenCache)
+    """For the few looks at a cloud that a request takes itself."""
     api_url: str
     """Where people reach this service: a plan's `url` begins with it. Without a slash at its end."""

@@ -20,8 +20,9 @@ from uuid_utils.compat import uuid7
 from orchestrator.domain.spec import parse_spec
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.hints import Hints
-from orchestrator.ledger.drive import due_projects
+from orchestrator.ledger.drive import due_projects, enter_wave
 from orchestrator.ledger.engine import open_engine
+from orchestrator.ledger.holds import take_holds
 from orchestrator.ledger.submit import NewPlan, insert_plan
 from orchestrator.ledger.transitions import PlanMove, lock_plans, move_plan
 from orchestrator.rehearsal import Running
@@ -168,6 +169,16 @@ class Site:
             await lock_plans(conn, [plan])
             await move_plan(conn, PlanMove(plan_id=plan, expected=PlanStatus.RUNNING, status=PlanStatus.CANCELLING,
                                            actor="tests", stop_sending=True))  # fmt: skip
+
+    async def start(self, plan: UUID) -> None:
+        """What the use case does with a saved preview."""
+        async with self.engine.begin() as conn:
+            await lock_plans(conn, [plan])
+            deployment = (await conn.execute(text("SELECT deployment FROM projects LIMIT 1"))).scalar_one()
+            assert not await take_holds(conn, deployment, plan)
+            await enter_wave(conn, plan, 0)
+            await move_plan(conn, PlanMove(plan_id=plan, expected=PlanStatus.READY, status=PlanStatus.RUNNING,
+                                           actor="tests"))  # fmt: skip
 
     async def undriven(self) -> None:
         """Waits until no driver has anything left to do."""

@@ -6,15 +6,14 @@ The weighing is pure and in `domain/evidence.py`; this module looks, at the righ
 import asyncio
 import time
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.clouds.look import look
-from orchestrator.domain.causes import Cause
 from orchestrator.domain.decide import Happened, Reason
-from orchestrator.domain.evidence import Case, Finding, Open, Settlement, Weighed, marked, settle, weigh
+from orchestrator.domain.evidence import MARKER, Finding, Open, Settlement, Weighed, marked, settle, weigh
 from orchestrator.domain.lifecycle import JobEvent
 from orchestrator.domain.states import JobState
 from orchestrator.errors import CloudError
@@ -39,24 +38,12 @@ LOST = "The driver was lost between the intent and the recorded answer: whether 
 
 def open_call(desk: Desk, job: ClaimedJob, state: JobState, *, number: int) -> OpenCall:
     """An open call as the ledger has it: `job` with its attempt `number`."""
-    baseline, plan = job.baseline or {}, desk.plans.get(job.plan_id)
+    plan = desk.plans.get(job.plan_id)
     sent_at = job.intended_at or desk.lease.now()
     # Without a recorded answer the call may have been written as long as its driver believed in its lease.
     asked_at = job.answered_at or sent_at + timedelta(seconds=LEASE_SECONDS)
-    quiescence, policy = desk.settings.quiescence, plan.policy if plan else None
-    timeout = policy.timeout if policy else 1800.0
-    case = Case(
-        cause=Cause(job.classification.partition("/")[2]) if job.classification else Cause.NO_ANSWER,
-        http_status=job.http_status,
-        request_id=job.request_id,
-        marker=baseline.get("marker"),
-        since=_time(baseline.get("date")),
-        user_id=desk.cloud.user_id,
-        known_actions=frozenset(baseline.get("rebuild_actions") or ()),
-        launched_before=_time(baseline.get("launched_at")),
-        image_before=baseline.get("image"),
-        target_image=job.target_image,
-    )
+    quiescence, timeout = desk.settings.quiescence, plan.policy.timeout if plan else 1800.0
+    case = job.case(desk.cloud.user_id)
     return OpenCall(
         job=job, state=state, number=number, case=case, sent_at=sent_at,
         open=Open(quiet_at=asked_at + timedelta(seconds=quiescence),
@@ -64,10 +51,6 @@ def open_call(desk: Desk, job: ClaimedJob, state: JobState, *, number: int) -> O
                   resend=desk.settings.resend == "after_quiescence"),
         next_look=float("inf") if state is JobState.UNRESOLVED else time.monotonic(),
     )  # fmt: skip
-
-
-def _time(value: Any) -> datetime | None:
-    return datetime.fromisoformat(value) if value else None
 
 
 async def resolve_forever(desk: Desk, looks: asyncio.TaskGroup) -> None:
@@ -88,7 +71,7 @@ def _shows(desk: Desk, call: OpenCall) -> bool:
     if view is None or view.server is None or view.seen_at <= call.seen_at:
         return False
     server, case = view.server, call.case
-    mine = marked(server.metadata.get("rebuild-attempt")) == (call.job.plan_id, call.number)
+    mine = marked(server.metadata.get(MARKER)) == (call.job.plan_id, call.number)
     booted = server.launched_at is not None and server.launched_at != case.launched_before
     trace = (mine, server.launched_at if booted else None)
     news = (mine or booted) and trace != call.trace
