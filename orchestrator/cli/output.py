@@ -72,7 +72,7 @@ def write_csv(items: Sequence[Mapping[str, Any]], columns: Sequence[Column], *, 
 def write_table(items: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> None:
     """Aligned columns on stdout, as wide as they need to be, so that nothing is cut off in a pipeline's log."""
     rows = [[name.upper().replace("_", " ") for name, _ in columns]]
-    rows += [[clean(_short(find(item))).replace("\n", " ") or "-" for _, find in columns] for item in items]
+    rows += [[clean(short(find(item))).replace("\n", " ") or "-" for _, find in columns] for item in items]
     widths = [max(cell_len(row[i]) for row in rows) for i in range(len(columns))]
     for row in rows:
         line = "  ".join(text + " " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True))
@@ -100,7 +100,7 @@ def write_one(document: Mapping[str, Any], form: Output, columns: Sequence[Colum
     elif form is not Output.TABLE:
         write_document(document, form)
     else:
-        shown = [(name.replace("_", " "), clean(_short(find(document)))) for name, find in columns]
+        shown = [(name.replace("_", " "), clean(short(find(document)))) for name, find in columns]
         width = max((len(name) for name, _ in shown), default=0)
         for name, value in shown:
             if value:
@@ -141,11 +141,12 @@ def _plain(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value on one line for people; what is empty in an object is left out."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{k}={_short(v)}" for k, v in value.items() if v not in (None, "", [], {}))
+        return ", ".join(f"{k}={short(v)}" for k, v in value.items() if v not in (None, "", [], {}))
     if isinstance(value, list | tuple):
-        return ", ".join(_short(v) for v in value)
+        return ", ".join(short(v) for v in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else str(value)

@@ -80,7 +80,7 @@ async def _show_plan(app: App, plan_id: str, *, watch: bool) -> int:
 @output_option
 @pass_app
 def jobs(app: App, plan_id: str, server: str | None, **filters: Any) -> None:
-    """List a plan's servers, or show one of them with its attempts."""
+    """List a plan's servers, or show one of them with its attempts and their evidence."""
     options.run(_show_job(app, plan_id, server) if server else _list_jobs(app, plan_id, **filters))
 
 
@@ -105,7 +105,11 @@ async def _show_job(app: App, plan_id: str, server_id: str) -> int:
         job = await client.job(plan_id, server_id)
     write_one(job.raw, app.output, shapes.JOBS_CSV)
     if app.output is Output.TABLE:
-        for rows, columns in ((job.attempt_log, shapes.ATTEMPTS), ([e.raw for e in job.events], shapes.EVENTS)):
+        evidence = [{**e, "attempt": a.get("number")} for a in job.attempt_log for e in a.get("evidence") or ()]
+        history = [e.raw for e in job.events]
+        for rows, columns in (
+            (job.attempt_log, shapes.ATTEMPTS), (evidence, shapes.EVIDENCE), (history, shapes.EVENTS),
+        ):  # fmt: skip
             if rows:
                 print()
                 write_table(list(rows), columns)
@@ -220,12 +224,6 @@ def _job_action(name: str, text: str) -> click.Command:
         options.run(_act_on_jobs(app, plan_id, servers, name, {k: v for k, v in body.items() if v is not None}))
 
     decorated: Any = click.argument("servers", metavar="SERVER...", nargs=-1, required=True)(pass_app(act))
-    if name == "resolve":
-        choice = click.Choice(["applied", "not_applied", "give_up"])
-        decorated = click.option("--decision", type=choice, required=True, help="What became of the attempt.")(
-            decorated
-        )
-        decorated = click.option("--attempt", type=click.IntRange(1), help="The attempt that was looked at.")(decorated)
     return click.command(name, help=text)(options.plan_id(options.reason(output_option(decorated))))
 
 
@@ -237,7 +235,6 @@ async def _act_on_jobs(app: App, plan_id: str, servers: Sequence[str], action: s
 
 
 _JOB_ACTIONS = (
-    _job_action("resolve", "Decide what became of servers whose rebuild is unresolved, or give up stuck ones."),
     _job_action("skip", "Leave servers out of a plan."),
     _job_action("acknowledge", "Say that a person looks after servers that are out, so that others may go on."),
 )

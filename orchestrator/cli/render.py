@@ -1,14 +1,15 @@
 """A plan's progress for a person: one line for a log of 80 columns, a live picture for a terminal."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli.output import clean, span
+from orchestrator.cli.output import clean, local_time, short, span
 from orchestrator.client import Job, Plan, Wave
 from orchestrator.domain.states import FINISHED_JOB_STATES, IN_FLIGHT_JOB_STATES, JobState, PlanStatus
 
@@ -152,6 +153,25 @@ def failure_line(job: Job) -> str:
     """`node-7 failed: build_failed: No valid host was found.`"""
     why = f": {job.reason.code}: {job.reason.message}" if job.reason else ""
     return clean(f"{job.name or job.server_id or 'a server'} {job.state}{why}").replace("\n", " ")
+
+
+def attempt_lines(attempt: Mapping[str, Any]) -> list[str]:
+    """An attempt for a person who judges it: its answer, the server right before it, and what was seen since."""
+    status, request_id = attempt.get("http_status"), attempt.get("request_id")
+    answer = [attempt.get("classification") or "no answer was recorded"]
+    answer += [f"HTTP {status}"] if status else []
+    answer += [f"request id {request_id}" if request_id else "no request id"]
+    baseline = attempt.get("baseline") or {}
+    before = {key: baseline.get(key) for key in ("status", "image", "launched_at", "marker", "marker_left_out")}
+    lines = [
+        f"attempt {attempt.get('number')}, sent {local_time(attempt.get('sent_at'))}: {', '.join(map(str, answer))}",
+        f"before it: {short(before) or 'nothing is known'}",
+    ]
+    lines += [
+        f"{local_time(seen.get('at'))}  {seen.get('kind')}: {short(seen.get('value')) or 'none'}"
+        for seen in attempt.get("evidence") or ()
+    ]
+    return [clean(line).replace("\n", " ") for line in lines]
 
 
 def _known(plan: Plan) -> bool:

@@ -94,6 +94,24 @@ ATTEMPTS: tuple[Column, ...] = (
     field("classification"),
 )
 
+EVIDENCE: tuple[Column, ...] = (
+    field("attempt"),
+    time_field("at"),
+    field("kind"),
+    field("value"),
+)
+
+RESOLVED: tuple[Column, ...] = (
+    field("server_id"),
+    field("name"),
+    field("attempt"),
+    field("decision"),
+    field("settled"),
+    field("job", "state", name="state"),
+    field("problem", "code", name="code"),
+    field("problem", "detail", name="message"),
+)
+
 EVENTS: tuple[Column, ...] = (
     field("seq"),
     time_field("at"),

@@ -18,7 +18,7 @@ from orchestrator.cli.context import App
 from orchestrator.cli.exits import Exit, exit_of
 from orchestrator.cli.render import TROUBLE, Picture, counts_line, failure_line, plain_line
 from orchestrator.client import ApiProblem, ApiUnreachable, Job, Plan, RebuildClient
-from orchestrator.domain.states import PlanStatus
+from orchestrator.domain.states import JobState, PlanStatus
 
 AWAY_SECONDS = 60.0
 """How long the API may be away, as it is while it restarts, before a wait gives up."""
@@ -216,11 +216,23 @@ def say_end(app: App, waited: Waited) -> None:
         case Exit.WAITS_FOR_PERSON:
             app.note(f"The wait timed out; the plan awaits approval: rebuildctl approve {plan.id}")
         case Exit.FAILED if plan.status == PlanStatus.HALTED:
-            app.note(f"Look: rebuildctl jobs {plan.id} --state failed. Go on all the same: rebuildctl resume {plan.id}")
+            _say_what_is_left(app, plan)
+            app.note(f"Go on all the same: rebuildctl resume {plan.id}")
         case Exit.FAILED:
-            app.note(f"Look: rebuildctl jobs {plan.id} --state failed")
+            _say_what_is_left(app, plan)
         case _:
             pass
+
+
+def _say_what_is_left(app: App, plan: Plan) -> None:
+    """Where to look, and what a person can do about each kind of trouble."""
+    states = [state for state in TROUBLE if plan.count(state)]
+    for state in states or [JobState.FAILED]:
+        app.note(f"Look: rebuildctl jobs {plan.id} --state {state}")
+    if JobState.FAILED in states:
+        app.note(f"Try failed servers again: rebuildctl retry {plan.id}")
+    if JobState.UNRESOLVED in states:
+        app.note(f"Decide: rebuildctl resolve {plan.id} SERVER --decision applied|not_applied|give_up")
 
 
 def say_faults(app: App, plan: Plan) -> None:

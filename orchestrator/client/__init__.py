@@ -4,7 +4,7 @@ async with RebuildClient("http://127.0.0.1:8080", token) as client:
     plan = await client.submit(spec, idempotency_key=new_idempotency_key())
 """
 
-from orchestrator.client.client import RebuildClient, new_idempotency_key
+from orchestrator.client.client import Decision, RebuildClient, new_idempotency_key
 from orchestrator.client.errors import ApiProblem, ApiUnreachable
 from orchestrator.client.models import (
     Cloud,
@@ -25,6 +25,7 @@ __all__ = [
     "ApiProblem",
     "ApiUnreachable",
     "Cloud",
+    "Decision",
     "Document",
     "Eta",
     "Event",

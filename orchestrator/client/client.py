@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import quote
 
 import aiohttp
@@ -19,6 +19,9 @@ from orchestrator.client.transport import PASSING_STATUSES, Transport, problem
 
 SILENCE_SECONDS = 45.0
 """A stream that says nothing for so long, not even a heartbeat, is opened anew."""
+
+Decision = Literal["applied", "not_applied", "give_up"]
+"""What a person says of a call whose effect is unknown."""
 
 
 class RebuildClient:
@@ -109,6 +112,10 @@ class RebuildClient:
     async def cancel(self, plan_id: str, *, reason: str | None = None) -> Plan:
         return await self.act(plan_id, "cancel", reason=reason)
 
+    async def retry(self, plan_id: str, *, servers: Sequence[str] | None = None, reason: str | None = None) -> Plan:
+        """Asks for another attempt for the plan's failed servers, or for these alone: each is wiped once more."""
+        return await self.act(plan_id, "retry", servers=servers, reason=reason)
+
     async def change(
         self,
         plan_id: str,
@@ -157,6 +164,16 @@ class RebuildClient:
         """resolve, skip or acknowledge."""
         _, document = await self._transport.request("POST", _plan(plan_id, "jobs", server_id, action), body=dict(body))
         return JobDetail.of(document)
+
+    async def resolve(
+        self, plan_id: str, server_id: str, *, decision: Decision, attempt: int, reason: str | None = None
+    ) -> JobDetail:
+        """Settles a server whose call's effect is unknown. `attempt` is the one that was looked at: a newer one is a
+        409. So is `not_applied` where the cloud shows that the call took effect; the problem's `errors` say how."""
+        body: dict[str, Any] = {"decision": decision, "attempt": attempt}
+        if reason is not None:
+            body["reason"] = reason
+        return await self.act_on_job(plan_id, server_id, "resolve", body)
 
     async def events(self, plan_id: str, *, limit: int | None = None, cursor: str | None = None) -> Page[Event]:
         """One page of a plan's history, oldest first."""

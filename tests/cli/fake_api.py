@@ -36,12 +36,35 @@ def plan_document(status: str = "running", plan_id: str = PLAN_ID, **given: Any)
     }  # fmt: skip
 
 
+def unresolved_job(server_id: str, attempts: int = 1, **given: Any) -> dict[str, Any]:
+    """A server of whose newest call nobody knows what it did, with its evidence."""
+    log = [
+        {"number": n, "fence": 1, "sent_at": "2026-11-24T10:00:05Z", "request_id": f"req-{n}", "http_status": 502,
+         "classification": "unknown/server_error", "body_sha256": "b",
+         "baseline": {"status": "ACTIVE", "image": "old-image", "launched_at": "2026-01-01T00:00:00", "marker": None},
+         "evidence": [
+             {"kind": "server", "value": {"status": "ACTIVE", "image": "old-image"}, "at": "2026-11-24T10:10:05Z"},
+             {"kind": "actions", "value": [], "at": "2026-11-24T10:10:05Z"},
+             {"kind": "finding", "value": "nothing: Nothing shows that the call took effect.",
+              "at": "2026-11-24T10:10:05Z"},
+         ]}
+        for n in range(1, attempts + 1)
+    ]  # fmt: skip
+    reason = {"code": "unknown_answer", "message": "Whether the call took effect is not known."}
+    return {
+        "server_id": server_id, "name": f"web-{server_id}", "state": "unresolved", "attempts": attempts,
+        "reason": reason, "attempt_log": log, "events": [], **given,
+    }  # fmt: skip
+
+
 @dataclass
 class FakeApi:
     """Each plan is a list of documents: a GET shows the next one, the last one for ever."""
 
     plans: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     jobs: list[dict[str, Any]] = field(default_factory=list)
+    refusals: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Problem documents for the actions on single servers."""
     events: list[dict[str, Any]] = field(default_factory=list)
     requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
     """Method, path with query, headers, body."""
@@ -88,11 +111,17 @@ class FakeApi:
                 found = [j for j in self.jobs if state in (None, j["state"])]
                 end = start + min(int(request.query.get("limit", 100)), 2)
                 return web.json_response({"items": found[start:end], "next": str(end) if end < len(found) else None})
+            case ["GET", "v1", "plans", plan_id, "jobs", server_id] if plan_id in self.plans:
+                return self.job(server_id)
+            case ["POST", "v1", "plans", plan_id, "jobs", server_id, "resolve"] if plan_id in self.plans:
+                return self.resolve(server_id, json.loads(await request.read()))
             case ["GET", "v1", "plans", plan_id, "events"] if plan_id in self.plans:
                 if "text/event-stream" in request.headers["Accept"]:
                     return await self.stream(request)
                 return web.json_response({"items": self.events, "next": None})
-            case ["POST", "v1", "plans", plan_id, "start" | "pause" | "resume" | "cancel"] if plan_id in self.plans:
+            case ["POST", "v1", "plans", plan_id, "start" | "pause" | "resume" | "cancel" | "retry"] if (
+                plan_id in self.plans
+            ):
                 return web.json_response(self.look(plan_id))
             case ["POST", "v1", "plans", _, _]:
                 return problem(422, "not_supported_yet", "This comes with a later version.")
@@ -104,6 +133,19 @@ class FakeApi:
                 return web.json_response({"status": "ok"})
             case _:
                 return problem(404, "not_found", "There is no plan of that id.")
+
+    def job(self, server_id: str) -> web.Response:
+        found = next((j for j in self.jobs if j["server_id"] == server_id), None)
+        return web.json_response(found) if found else problem(404, "not_found", "The plan has no server of that id.")
+
+    def resolve(self, server_id: str, body: dict[str, Any]) -> web.Response:
+        if refusal := self.refusals.get(server_id):
+            return web.json_response(refusal, status=refusal["status"], content_type="application/problem+json")
+        job = next(j for j in self.jobs if j["server_id"] == server_id)
+        if body["attempt"] != job["attempts"]:
+            return problem(409, "attempt_mismatch", f"Its newest attempt is number {job['attempts']}.")
+        job["state"] = {"applied": "rebuilding", "not_applied": "pending", "give_up": "failed"}[body["decision"]]
+        return web.json_response(job)
 
     def look(self, plan_id: str) -> dict[str, Any]:
         script = self.plans[plan_id]

@@ -177,7 +177,7 @@ def test_a_preview_with_refused_servers_is_8_and_names_them(
 
 def test_what_comes_later_says_so_with_2(api: FakeApi, rebuildctl: Rebuildctl) -> None:
     api.play("halted")
-    for command in ("approve", "reject", "promote", "retry", "rollback", "clone"):
+    for command in ("approve", "reject", "promote", "rollback", "clone"):
         result = rebuildctl(command, PLAN_ID)
         assert (result.code, "not_supported_yet" in result.err) == (2, True), command
 
