@@ -6,6 +6,8 @@ from typing import Any
 
 DROPPED = "dropped"
 """Stands for the status of a call whose connection was cut without an answer."""
+TRUNCATED = "truncated"
+"""Stands for the status of a call whose answer broke off in the middle."""
 
 
 class Busiest:
@@ -29,7 +31,7 @@ class ServerAccount:
 
     name: str
     received: int = 0
-    """POSTs of a rebuild that arrived, whatever came of them."""
+    """POSTs of a rebuild that the client sent, whatever came of them; copies made on the way are not counted."""
     accepted: int = 0
     """Rebuilds that took effect, whether or not the client ever heard of it."""
     wiped: int = 0
@@ -37,7 +39,11 @@ class ServerAccount:
     succeeded: int = 0
     failed: int = 0
     answers: Counter[str] = field(default_factory=Counter)
-    """Answers to the rebuild POSTs by status; `dropped` where none was given."""
+    """Answers to the rebuild POSTs by status; `dropped` where none was given, `truncated` where one broke off."""
+    attempts: list[str | None] = field(default_factory=list)
+    """For each rebuild that took effect the marker in its metadata; None where it had none."""
+    faults: Counter[str] = field(default_factory=Counter)
+    """What went wrong with it by order, by kind: on the host, and on the wire around its calls."""
     reads: int = 0
     """GETs of this server or its actions."""
 
@@ -50,6 +56,8 @@ class ServerAccount:
             "succeeded": self.succeeded,
             "failed": self.failed,
             "answers": dict(self.answers),
+            "attempts": list(self.attempts),
+            "faults": dict(self.faults),
             "reads": self.reads,
         }
 
@@ -61,6 +69,8 @@ class Account:
         self.servers: dict[str, ServerAccount] = {}
         self.answers: Counter[str] = Counter()
         """All compute answers by status."""
+        self.faults: Counter[str] = Counter()
+        """Faults that struck, by kind."""
         self.reads = 0
         self.writes = 0
         self.sign_ins = 0
@@ -80,9 +90,17 @@ class Account:
             self.reads += 1
             self.busiest_reads.add(now)
 
-    def began(self, server_id: str, now: float) -> None:
-        """A rebuild took effect."""
-        self.servers[server_id].accepted += 1
+    def struck(self, server_id: str | None, kind: str) -> None:
+        """A fault struck: this server, or a call that names none."""
+        self.faults[kind] += 1
+        if (own := self.servers.get(server_id or "")) is not None:
+            own.faults[kind] += 1
+
+    def began(self, server_id: str, now: float, marker: str | None = None) -> None:
+        """A rebuild took effect; `marker` is what its metadata say of whose attempt it is."""
+        own = self.servers[server_id]
+        own.accepted += 1
+        own.attempts.append(marker)
         self.busiest_rebuilds.add(now)
         self.in_flight += 1
         self.highest_in_flight = max(self.highest_in_flight, self.in_flight)
@@ -111,6 +129,7 @@ class Account:
             "failed": sum(s.failed for _, s in servers),
             "accepted_twice": self.accepted_twice,
             "answers": dict(self.answers),
+            "faults": dict(self.faults),
             "reads": self.reads,
             "writes": self.writes,
             "sign_ins": self.sign_ins,

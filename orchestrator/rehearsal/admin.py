@@ -9,6 +9,7 @@ from aiohttp import web
 from orchestrator.rehearsal.cloud import RehearsalCloud
 from orchestrator.rehearsal.faults import Fault
 from orchestrator.rehearsal.keystone import Keystone
+from orchestrator.rehearsal.state import Server
 
 
 class Admin:
@@ -21,6 +22,7 @@ class Admin:
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/rehearsal/account", self.account),
+            web.get("/rehearsal/servers", self.servers),
             web.get("/rehearsal/faults", self.faults),
             web.post("/rehearsal/faults", self.add_faults),
             web.delete("/rehearsal/faults", self.clear_faults),
@@ -32,6 +34,11 @@ class Admin:
         """The account; `?all=1` also of servers that no rebuild named."""
         self.cloud.now()
         return web.json_response(self.cloud.account.document(every=request.query.get("all") == "1"))
+
+    async def servers(self, _: web.Request) -> web.Response:
+        """All servers as they truly are, deleted and vanished ones too, in one answer: id → what there is of it."""
+        self.cloud.now()
+        return web.json_response({"servers": {s.id: _true(s) for s in self.cloud.servers.values()}})
 
     async def faults(self, _: web.Request) -> web.Response:
         return web.json_response({"faults": [_shown(f) for f in self.cloud.faults.in_force(self.cloud.now())]})
@@ -59,6 +66,19 @@ class Admin:
         self.cloud.now()
         gone = self.cloud.images.pop(request.match_info["image"], None)
         return web.Response(status=404 if gone is None else 204)
+
+
+def _true(server: Server) -> dict[str, Any]:
+    return {
+        "id": server.id,
+        "name": server.name,
+        "status": server.status,
+        "task_state": server.task,
+        "image": server.image,
+        "launched_at": server.launched_at,
+        "metadata": server.metadata,
+        "rebuilds": [a.request_id for a in server.actions.values() if a.action == "rebuild"],
+    }
 
 
 def _shown(fault: Fault) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.domain.evidence import MARKER
 from orchestrator.rehearsal.account import Account, ServerAccount
 from orchestrator.rehearsal.config import RehearsalConfig, RehearsalUser, stable_hex, stable_id
 from orchestrator.rehearsal.faults import Fault, Faults
@@ -186,7 +187,10 @@ class RehearsalCloud:
         vm_state = server.vm_state
         action = self.record(caller, server, "rebuild")
         server.enter(caller.now, task=Task.REBUILDING)
-        self.account.began(server.id, caller.now)
+        self.account.began(server.id, caller.now, (metadata or {}).get(MARKER))
+        fault = self.faults.for_host(server.id, server.name, caller.now)
+        if fault is not None:
+            self.account.struck(server.id, fault.kind)
         order = Rebuild(
             server=server,
             action=action,
@@ -194,7 +198,7 @@ class RehearsalCloud:
             vm_state=vm_state,
             replaces_disk=server.volume is None or caller.minor >= 93,
             preserve_ephemeral=str(asked.get("preserve_ephemeral", "")).lower() in ("true", "1", "on", "yes"),
-            fault=self.faults.for_host(server.id, server.name, caller.now),
+            fault=fault,
         )
         self.timeline.start(server, self.hosts.rebuild(order), caller.now)
 

@@ -24,6 +24,8 @@ class FaultKind(StrEnum):
     """202; REBUILD for ever, until an admin's os-resetState."""
     COMPUTE_DIES = "compute_dies"
     """202; ERROR without a fault, the action never ends."""
+    WRONG_IMAGE = "wrong_image"
+    """202; ACTIVE, launched_at moved and the action "Success", but the server has another image than was asked for."""
 
     DROP_BEFORE = "drop_before"
     """The connection is cut and nothing happens."""
@@ -33,6 +35,12 @@ class FaultKind(StrEnum):
     """500 (or `status`), and nothing happens."""
     ERROR_AFTER = "error_after"
     """It happens, and the answer is 503 (or `status`)."""
+    DUPLICATED = "duplicated"
+    """Something on the way sends the call twice: the first one happens, and the answer is that to the second."""
+    TRUNCATED = "truncated"
+    """It happens, and the answer breaks off in the middle of its body."""
+    HTML = "html"
+    """It happens, and the answer is 200 (or `status`) with a page of HTML, as a portal in between gives it."""
     SLOW_BEFORE = "slow_before"
     """It happens only after `delay`, even if the client has given up by then."""
     SLOW_AFTER = "slow_after"
@@ -52,6 +60,7 @@ HOST_KINDS = frozenset(
         FaultKind.NO_VALID_HOST,
         FaultKind.STUCK,
         FaultKind.COMPUTE_DIES,
+        FaultKind.WRONG_IMAGE,
     }
 )
 """Decided when a rebuild is accepted; every other kind is decided when a call arrives."""

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from aiohttp import web
 
-from orchestrator.rehearsal.account import DROPPED
+from orchestrator.rehearsal.account import DROPPED, TRUNCATED
 from orchestrator.rehearsal.cloud import RehearsalCloud
 from orchestrator.rehearsal.faults import Calls, Fault, FaultKind
 from orchestrator.rehearsal.glance import page_of_error
@@ -72,15 +72,20 @@ class Gateway(Generic[RouteT]):
             own.reads += 1
         fault = cloud.faults.for_call(call, server_id, server.name if server else None, now)
         response = self._turned_away(fault, now, write=write)
+        if response is not None and fault is not None and fault.kind is not FaultKind.STORM:
+            fault = None  # the rate limit was quicker
+        if fault is not None:
+            account.struck(server_id, fault.kind)
         if response is None:
             response = await self._through(fault, request, route, body)
-        status = DROPPED if response is None else str(response.status)
+        broken = response is not None and fault is not None and fault.kind is FaultKind.TRUNCATED
+        status = DROPPED if response is None else TRUNCATED if broken else str(response.status)
         account.answers[status] += 1
         if own is not None and call == "rebuild":
             own.answers[status] += 1
         if response is None:
             return _cut(request)
-        return response
+        return await _broken_off(request, response) if broken else response
 
     def _turned_away(self, fault: Fault | None, now: float, *, write: bool) -> web.Response | None:
         if fault is not None and fault.kind is FaultKind.STORM:
@@ -105,6 +110,8 @@ class Gateway(Generic[RouteT]):
             if kind is FaultKind.SLOW_BEFORE:
                 await asyncio.sleep(fault.delay)
         response = self._answer(request, route, body)
+        if kind is FaultKind.DUPLICATED:
+            response = self._answer(request, route, body)
         if self.cloud.config.answer_seconds:
             await asyncio.sleep(self.cloud.config.answer_seconds)
         if fault is not None:
@@ -113,6 +120,8 @@ class Gateway(Generic[RouteT]):
             if kind is FaultKind.ERROR_AFTER:
                 request_id = response.headers.get("x-openstack-request-id")
                 return failed(fault.status or 503, request_id if fault.request_id else None)
+            if kind is FaultKind.HTML:
+                return page_of_error(fault.status or 200, "Welcome", "Your session has expired. Please sign in again.")
             if kind is FaultKind.SLOW_AFTER:
                 await asyncio.sleep(fault.delay)
         return response
@@ -140,6 +149,20 @@ def failed(status: int, request_id: str | None = None) -> web.Response:
     error = {"computeFault": {"code": status, "message": unexpected("rehearsal.Fault")}}
     headers = {"x-openstack-request-id": request_id, "x-compute-request-id": request_id} if request_id else None
     return web.json_response(error, status=status, headers=headers)
+
+
+async def _broken_off(request: web.Request, response: web.Response) -> web.StreamResponse:
+    """Sends the head, which promises the whole body, and half of that; then closes."""
+    body = response.body if isinstance(response.body, bytes) else b""
+    headers = response.headers.copy()
+    headers.popall("Content-Length", None)
+    broken = web.StreamResponse(status=response.status, reason=response.reason, headers=headers)
+    broken.content_length = max(2, len(body))
+    await broken.prepare(request)
+    await broken.write(body[: len(body) // 2] or b"{")
+    if request.transport is not None:
+        request.transport.close()
+    return broken
 
 
 def _cut(request: web.Request) -> web.Response:

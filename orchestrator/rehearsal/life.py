@@ -133,6 +133,8 @@ class Hosts:
             account.ended(server.id, succeeded=False)
             return
         server.launched_at = now
+        if order.fails_by(FaultKind.WRONG_IMAGE):
+            server.image = self._another(server.image, order.old_image)
         server.fault = None
         server.enter(now, task=None, vm_state=VmState.ACTIVE)
         account.ended(server.id, succeeded=True)
@@ -147,6 +149,10 @@ class Hosts:
             server.enter(now, task=None, vm_state=VmState.STOPPED)
             action.end(stop, now)
         action.end(event, (yield lag))
+
+    def _another(self, asked: str, old: str) -> str:
+        """An image that nobody asked for; the old one where there is no third."""
+        return next((i for i in self._images if i not in (asked.lower(), old.lower())), old)
 
     def change(
         self, server: Server, action: Action, now: float, *, event: str, task: Task, leads_to: VmState

@@ -185,7 +185,7 @@ async def test_an_application_credential_signs_in_to_its_project() -> None:
 async def test_the_account_tells_what_each_server_went_through() -> None:
     async with rehearsed(FAST) as caller:
         first, second = caller.ids[:2]
-        await caller.rebuild(first, caller.images[1])
+        await caller.rebuild(first, caller.images[1], metadata={"rebuild-attempt": "plan/1"})
         await caller.rebuild(first, caller.images[1])
         await caller.rebuild(second, caller.images[1])
         caller.clock.pass_by(5)
@@ -201,6 +201,8 @@ async def test_the_account_tells_what_each_server_went_through() -> None:
             "succeeded": 2,
             "failed": 0,
             "answers": {"202": 2, "409": 1},
+            "attempts": ["plan/1", None],
+            "faults": {},
             "reads": 0,
         }
         assert account["servers"][second]["reads"] == 1
