@@ -141,7 +141,7 @@ async def _make_ready(desk: Desk, job: ClaimedJob, known: Sequence[str]) -> None
     view, plan = desk.mirror.view(job.server_id), desk.plans[job.plan_id]
     assert view is not None  # noqa: S101  _passes() has said so
     assert view.server is not None  # noqa: S101  _passes() has said so
-    marker = marker_of(job.plan_id, job.attempt + 1) if desk.settings.marker else None
+    marker = marker_of(job.plan_id, job.attempt + 1) if plan.settings.marker else None
     try:
         call = build_call(plan.spec.rebuild, overrides_of(job), view.server, job.target_image, marker=marker,
                           metadata_items=desk.metadata_items)  # fmt: skip

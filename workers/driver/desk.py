@@ -36,6 +36,8 @@ class LivePlan:
     spec: PlanSpec
     policy: FailurePolicy
     waves: int
+    settings: CloudSettings
+    """Of the cloud that the plan names; another name of the same project may have others."""
     pace: LocalPace | None
     """The plan's own `rate`, where it goes below the cloud's."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from orchestrator.clouds.config import load_cloud
+from orchestrator.clouds.config import CloudSettings, load_cloud
 from orchestrator.clouds.factory import pace_key
 from orchestrator.clouds.pacing import Limiter, LocalPace
 from orchestrator.clouds.sign_in import TokenCache
@@ -17,6 +17,7 @@ from orchestrator.domain.decide import FailurePolicy, Happened, Reason
 from orchestrator.domain.lifecycle import JobEvent
 from orchestrator.domain.spec import PlanSpec
 from orchestrator.domain.states import JobState
+from orchestrator.errors import CloudConfigInvalid
 from orchestrator.failpoints import failpoint
 from orchestrator.ledger import drive
 from orchestrator.ledger.drive import ClaimedJob, DueProject
@@ -189,10 +190,19 @@ async def _reload(desk: Desk, *, adopt: bool = True) -> None:
         old = desk.plans.get(plan_id)
         spec = old.spec if old else PlanSpec.read_stored(row.spec, row.user_data)
         pace = old.pace if old and old.row.rate == row.rate else (LocalPace(row.rate) if row.rate else None)
-        plans[plan_id] = LivePlan(row=row, spec=spec, policy=policy_of(spec), pace=pace, waves=len(spec.rollout.waves))
+        settings = old.settings if old else await asyncio.to_thread(_settings_of, row.cloud, desk.settings)
+        plans[plan_id] = LivePlan(row=row, spec=spec, policy=policy_of(spec), settings=settings, pace=pace,
+                                  waves=len(spec.rollout.waves))  # fmt: skip
     desk.plans = plans
     if adopt:
         _adopt_moved(desk, moving)
+
+
+def _settings_of(cloud: str, otherwise: CloudSettings) -> CloudSettings:
+    try:
+        return load_cloud(cloud).settings
+    except CloudConfigInvalid:
+        return otherwise
 
 
 def _adopt_moved(desk: Desk, moving: Sequence[ClaimedJob]) -> None:

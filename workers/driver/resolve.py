@@ -42,13 +42,13 @@ def open_call(desk: Desk, job: ClaimedJob, state: JobState, *, number: int) -> O
     sent_at = job.intended_at or desk.lease.now()
     # Without a recorded answer the call may have been written as long as its driver believed in its lease.
     asked_at = job.answered_at or sent_at + timedelta(seconds=LEASE_SECONDS)
-    quiescence, timeout = desk.settings.quiescence, plan.policy.timeout if plan else 1800.0
+    settings, timeout = (plan.settings, plan.policy.timeout) if plan else (desk.settings, 1800.0)
     case = job.case(desk.cloud.user_id)
     return OpenCall(
         job=job, state=state, number=number, case=case, sent_at=sent_at,
-        open=Open(quiet_at=asked_at + timedelta(seconds=quiescence),
+        open=Open(quiet_at=asked_at + timedelta(seconds=settings.quiescence),
                   deadline_at=sent_at + timedelta(seconds=timeout),
-                  resend=desk.settings.resend == "after_quiescence"),
+                  resend=settings.resend == "after_quiescence"),
         next_look=float("inf") if state is JobState.UNRESOLVED else time.monotonic(),
     )  # fmt: skip
 
