@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.decide import Reason
 from orchestrator.domain.states import JobState, PlanStatus
+from orchestrator.domain.units import parse_duration
 from orchestrator.ledger.tables import UNFINISHED_PLANS, Cloud, JobCount, Plan, Project, Wave
 
 _COLUMNS = (
@@ -51,8 +52,8 @@ class PlanRecord:
     """None until the plan was prepared."""
     learned_write_rate: float | None
     learned_rebuild_seconds: float | None
-    timeout: Any
-    """`failure.timeout` as stored: seconds, or None where the plan has none."""
+    timeout: str | None
+    """`failure.timeout` as stored, such as 30m."""
     trouble_code: str | None
     trouble_message: str | None
     """Why nothing is sent to its cloud just now."""
@@ -60,7 +61,7 @@ class PlanRecord:
     @property
     def timeout_seconds(self) -> float:
         """How long a rebuild of the plan may take."""
-        return float(self.timeout or 1800.0)
+        return parse_duration(self.timeout) if self.timeout else 1800.0
 
 
 @dataclass(frozen=True, kw_only=True)
