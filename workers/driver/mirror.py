@@ -97,8 +97,9 @@ class Mirror:
         """Reads the whole project; what a list leaves out keeps its old view, for a list proves nobody gone."""
         if len(self.wanted) <= FEW:
             began = time.monotonic()
-            servers = await self.read_few(self.wanted)
-            oldest = min((self._views[i].date for i in self.wanted), default=None)
+            wanted = list(self.wanted)  # it may change meanwhile
+            servers = await self.read_few(wanted)
+            oldest = min((v.date for i in wanted if (v := self._views.get(i))), default=None)
             self._since = oldest or self._since
         else:
             began, servers = await self._read(None)

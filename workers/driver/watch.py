@@ -115,12 +115,14 @@ def _told(desk: Desk, watched: Watched) -> Sight | None:
 
 
 async def _look(desk: Desk, watched: Watched, places: asyncio.Semaphore) -> None:
-    """One read of the server and one of the call's action."""
+    """One look at the call's action and one read of the server."""
     async with places:
         try:
             failpoint("watch.before_look")
+            # The action first: what the server shows counts once the action is final, and it may change with it.
+            action = await _action(desk, watched)
             view = await desk.mirror.read_one(watched.job.server_id)
-            judgement = judge(watched.expected, view.server, await _action(desk, watched))
+            judgement = judge(watched.expected, view.server, action)
             if view.server is not None or desk.mirror.surely_gone(watched.job.server_id):
                 await _apply(desk, watched, judgement)
         except CloudError as e:
