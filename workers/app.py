@@ -1,8 +1,10 @@
 """The Celery application. Messages are hints: no result backend, early acks, no countdowns; the ledger has the rest."""
 
+import functools
 from typing import Any
 
 from celery import Celery, signals
+from celery.worker.consumer import Consumer as CeleryConsumer
 
 from orchestrator.failpoints import arm
 from orchestrator.hints import (
@@ -17,14 +19,30 @@ from orchestrator.hints import (
 from orchestrator.log import configure, get_logger
 from orchestrator.settings import Settings
 from workers.runtime import StopPipe
+from workers.watchdog import Watchdog
 
 TICK_SECONDS = 2.0
+RECONNECT_SECONDS = 2.0
+"""At most between two tries to reach the broker; Celery's own tries end up 30 s apart."""
 
 settings = Settings.read()
 if settings.failpoints:
     arm(settings.failpoints)
     get_logger(__name__).warning("failpoints_armed", points=settings.failpoints)
 pipe = StopPipe()
+watchdog = Watchdog(settings.redis_url, pipe)
+
+
+class Consumer(CeleryConsumer):
+    """Celery's, back within seconds once the broker is, however long that was away."""
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """As Celery's, with shorter waits, which it has no setting for."""
+        conn.ensure_connection = functools.partial(
+            conn.ensure_connection, interval_start=0.5, interval_step=0.5, interval_max=RECONNECT_SECONDS
+        )
+        return super().ensure_connected(conn)
+
 
 app = Celery("rebuild", broker=broker_url(settings.redis_url), include=["workers.tasks"])
 app.conf.update(
@@ -36,6 +54,7 @@ app.conf.update(
         PREPARE_TASK: {"queue": PREPARE_QUEUE},
         DRIVE_TASK: {"queue": DRIVE_QUEUE},
     },
+    worker_consumer="workers.app:Consumer",
     worker_prefetch_multiplier=1,
     worker_hijack_root_logger=False,
     worker_redirect_stdouts=False,
@@ -58,6 +77,7 @@ def _logging(**_: Any) -> None:
 @signals.worker_shutting_down.connect
 def _shut(**_: Any) -> None:
     """Warm shutdown reaches the children, which stop claiming and leave."""
+    watchdog.stop()
     pipe.shut()
 
 
@@ -68,9 +88,5 @@ def _in_child(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def _ready(sender: Any, **_: Any) -> None:
-    """A new worker looks at once, whether or not a beat runs anywhere."""
-    queues = {q.name for q in sender.task_consumer.queues} if getattr(sender, "task_consumer", None) else set()
-    if DRIVE_QUEUE in queues:
-        concurrency = getattr(sender.controller, "concurrency", 1) or 1
-        for _i in range(concurrency):
-            app.send_task(DRIVE_TASK, queue=DRIVE_QUEUE, expires=5)
+    """From now on the worker is looked after. A new drive worker is hinted at at once, whether or not a beat runs."""
+    watchdog.start([q.name for q in sender.task_consumer.queues], sender.controller.concurrency)

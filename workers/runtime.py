@@ -1,6 +1,7 @@
 """The only bridge from Celery's synchronous tasks to asyncio: a loop for each task, and a word when it is to stop."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -20,13 +21,13 @@ class StopPipe:
     """
 
     def __init__(self) -> None:
-        self._read, self._write = os.pipe()
+        self._read, write = os.pipe()
+        self._writes = [write]
 
     def shut(self) -> None:
-        """In the parent: tells every child."""
-        if self._write >= 0:
-            os.close(self._write)
-            self._write = -1
+        """In the parent, from any thread or signal handler, any number of times: tells every child."""
+        with contextlib.suppress(IndexError):
+            os.close(self._writes.pop())
 
     def in_child(self) -> None:
         """In a child, right after the fork: gives up its copy of the write end, or the end would never come."""

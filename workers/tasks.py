@@ -8,7 +8,7 @@ from uuid import UUID
 from celery.exceptions import Ignore
 
 from orchestrator.clouds.pacing import make_redis
-from orchestrator.hints import DRIVE_QUEUE, DRIVE_TASK, PREPARE_QUEUE, PREPARE_TASK, TICK_TASK
+from orchestrator.hints import DRIVE_TASK, PREPARE_TASK, TICK_TASK, Hints
 from orchestrator.ledger.engine import open_engine
 from orchestrator.log import get_logger
 from workers.app import app, pipe, settings
@@ -22,19 +22,19 @@ log = get_logger(__name__)
 
 @app.task(name=DRIVE_TASK)
 def drive() -> None:
-    """Drives projects for a slice, then asks for the next one. An exception ends the slice, never the service."""
-    stopping = False
+    """Drives projects for a slice, then asks for the next one. An exception ends the slice, never the service: a
+    process that nobody hints at is hinted at by the watchdog."""
 
     async def work(stop: asyncio.Event) -> None:
-        nonlocal stopping
-        await run_slice(settings.database_url, settings.redis_url, TOKENS, stop)
-        stopping = stop.is_set()
+        hints = Hints(settings.redis_url)
+        try:
+            await run_slice(settings.database_url, settings.redis_url, TOKENS, stop)
+        finally:
+            if not stop.is_set():
+                await hints.drive()
+            hints.close()
 
-    try:
-        run(work, pipe)
-    finally:
-        if not stopping:
-            app.send_task(DRIVE_TASK, queue=DRIVE_QUEUE, expires=5)
+    run(work, pipe)
 
 
 @app.task(name=PREPARE_TASK)
@@ -63,9 +63,12 @@ def tick() -> None:
     async def work(_: asyncio.Event) -> None:
         async with open_engine(settings.database_url, name="rebuild-tick", pool_size=1) as engine:
             found = await tick_once(engine)
-        for plan_id in found.to_prepare:
-            app.send_task(PREPARE_TASK, kwargs={"plan_id": str(plan_id)}, queue=PREPARE_QUEUE, expires=30)
-        if found.undriven:
-            app.send_task(DRIVE_TASK, queue=DRIVE_QUEUE, expires=5)
+        hints = Hints(settings.redis_url)
+        try:
+            # Together, so that a broker which doesn't answer holds the tick up once.
+            sending = [hints.prepare(plan_id) for plan_id in found.to_prepare]
+            await asyncio.gather(*sending, *([hints.drive()] if found.undriven else []))
+        finally:
+            hints.close()
 
     run(work)

@@ -1,0 +1,90 @@
+"""Celery workers under the real supervisor, on servers of their own that a test may kill."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from orchestrator.cli.processes import celery_worker
+from orchestrator.embedded import Child, ChildSpec, Embedded
+from orchestrator.hints import Hints
+
+ROOT = Path(__file__).parents[2]
+SILENT_SECONDS = 5.0
+"""These workers' patience with a deaf consumer."""
+
+
+class LostHints(Hints):
+    """Every hint is lost."""
+
+    async def prepare(self, plan_id: UUID) -> None:
+        """Never gets there."""
+
+    async def drive(self) -> None:
+        """Never gets there."""
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """One Celery worker a queue, as `rebuildctl worker` runs them."""
+
+    servers: Embedded
+    env: Mapping[str, str]
+
+    def start(self, queue: str) -> None:
+        """Starts that queue's worker, and keeps it running."""
+        argv = ["tests.workers.quick:app" if word == "workers.app:app" else word for word in celery_worker(queue, 1)]
+        spec = ChildSpec(name=queue, argv=argv, env=self.env, cwd=ROOT, group="workers", grace_seconds=30)
+        self.servers.wait_for(self.servers.supervisor.start(spec))
+
+    def stop(self, queue: str) -> None:
+        """Stops it warmly."""
+        self.servers.wait_for(self.servers.supervisor.stop_child(queue))
+
+    def child(self, queue: str) -> Child:
+        """What the supervisor knows of it: its pid is the Celery parent's."""
+        return self.servers.supervisor.children[queue]
+
+    def pool(self, queue: str) -> list[int]:
+        """The pids of its pool's processes."""
+        return list(_children(self.child(queue).pid))
+
+    def kill_pool(self, queue: str) -> list[int]:
+        """kill -9 of the pool's processes, and of nothing else."""
+        pids = self.pool(queue)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        return pids
+
+    def node(self, queue: str) -> str:
+        """Its name for Celery's remote control."""
+        return f"{queue}-{os.getpid()}@{socket.gethostname()}"
+
+    def log(self, queue: str) -> str:
+        """What it said."""
+        return self.child(queue).log_path.read_text(errors="replace")
+
+
+async def drivers(engine: AsyncEngine) -> set[int]:
+    """The pids of the drive processes that said within the last seconds that they live."""
+    async with engine.connect() as conn:
+        rows = await conn.execute(
+            text("SELECT id FROM processes WHERE kind = 'drive' AND seen_at > clock_timestamp() - interval '4 s'")
+        )
+        return {int(r.id.rpartition(":")[2]) for r in rows}
+
+
+def _children(parent: int | None) -> Iterator[int]:
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent and fields[0] not in "ZX":
+            yield int(entry.name)
