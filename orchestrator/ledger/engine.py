@@ -36,7 +36,7 @@ async def open_engine(database_url: str, *, name: str, pool_size: int = 5) -> As
                 "application_name": name,
                 "synchronous_commit": "on",
                 "jit": "off",
-                "idle_in_transaction_session_timeout": "30s",
+                "idle_in_transaction_session_timeout": "15s",
                 "timezone": "UTC",
             },
         },
