@@ -118,7 +118,7 @@ async def retry(
     async with transaction(deps.engine) as conn:
         plan = await _lock(conn, principal, plan_id)
         principal.need(Right.OPERATE)
-        (status,) = _allowed(plan, PlanEvent.RETRY, "retry", "nothing can be retried in a plan that is not started, "
+        (status,) = _allowed(plan, PlanEvent.RETRY, "be retried", "nothing of it has failed, or it was never started "
                              "or was cancelled")  # fmt: skip
         jobs = await jobs_to_retry(conn, plan_id, servers)
         _check_retryable(jobs, servers)
