@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -10,6 +11,7 @@ from orchestrator.domain.decide import Decision, Reason
 from orchestrator.domain.states import FINAL_JOB_STATES, JobState, PlanStatus
 from orchestrator.ledger.drive import commit_intents
 from orchestrator.ledger.engine import open_engine, transaction
+from orchestrator.ledger.prepare import known_actions, last_rebuild_states
 from orchestrator.ledger.transitions import (
     AttemptAnswer,
     JobChange,
@@ -17,6 +19,7 @@ from orchestrator.ledger.transitions import (
     lock_plans,
     move_jobs,
     move_plan,
+    record_attempts,
 )
 from tests.ledger.plant import DEPLOYMENT, change, column, counters_agree, intent, move, own, plant
 
@@ -118,7 +121,7 @@ async def test_a_plan_drops_no_other_plans_hold(database_url: str) -> None:
         assert await column(conn, "SELECT plan_id FROM holds") == [holder]
 
 
-async def test_a_servers_newest_rebuild_is_remembered_and_one_without_effect_forgotten(database_url: str) -> None:
+async def test_a_servers_newest_rebuild_is_remembered_and_one_without_effect_is_pending(database_url: str) -> None:
     async with open_engine(database_url, name="test") as engine, transaction(engine) as conn:
         plan = await plant(conn, ["s-0", "s-1", "s-2"])
         known = "SELECT server_id, state FROM last_rebuilds ORDER BY 1"
@@ -130,9 +133,21 @@ async def test_a_servers_newest_rebuild_is_remembered_and_one_without_effect_for
         await move(conn, plan, [(0, "s-0")], S.SENDING, S.PENDING)
         await move(conn, plan, [(1, "s-1")], S.SENDING, S.REBUILDING)
         await move(conn, plan, [(2, "s-2")], S.SENDING, S.RESOLVING)
-        assert await column(conn, known) == [("s-1", "rebuilding"), ("s-2", "resolving")]
+        assert await column(conn, known) == [("s-0", "pending"), ("s-1", "rebuilding"), ("s-2", "resolving")]
         await move(conn, plan, [(1, "s-1")], S.REBUILDING, S.SUCCEEDED)
-        assert await column(conn, known) == [("s-1", "succeeded"), ("s-2", "resolving")]
+        await move(conn, plan, [(2, "s-2")], S.RESOLVING, S.PENDING)
+        assert await column(conn, known) == [("s-0", "pending"), ("s-1", "succeeded"), ("s-2", "pending")]
+        assert await last_rebuild_states(conn, DEPLOYMENT, ["s-0", "s-1", "s-2"]) == {"s-1": S.SUCCEEDED}
+
+
+async def test_the_request_ids_of_a_servers_rebuilds_are_kept_the_newest_last(database_url: str) -> None:
+    async with open_engine(database_url, name="test") as engine, transaction(engine) as conn:
+        plan = await plant(conn, ["s-0"])
+        for i in range(12):
+            answer = AttemptAnswer(number=1, request_id=f"req-{i}")
+            await move_jobs(conn, DEPLOYMENT, [change(plan, 0, "s-0", S.PENDING, S.REBUILDING, answer=answer)])
+            await move(conn, plan, [(0, "s-0")], S.REBUILDING, S.PENDING)
+        assert await known_actions(conn, DEPLOYMENT, ["s-0", "s-1"]) == {"s-0": [f"req-{i}" for i in range(2, 12)]}
 
 
 async def test_an_answer_is_written_to_its_own_attempt_and_evidence_is_only_added(database_url: str) -> None:
@@ -145,9 +160,29 @@ async def test_an_answer_is_written_to_its_own_attempt_and_evidence_is_only_adde
                                 evidence=[{"kind": "action"}])  # fmt: skip
         await move_jobs(conn, DEPLOYMENT, [change(plan, 0, "s-0", S.SENDING, S.RESOLVING, answer=unknown)])
         await move_jobs(conn, DEPLOYMENT, [change(plan, 0, "s-0", S.RESOLVING, S.REBUILDING, answer=applied)])
-        assert await column(conn, "SELECT classification, http_status, request_id, evidence FROM attempts") == [
-            ("applied/accepted", 202, "req-1", [{"kind": "timeout"}, {"kind": "action"}])
-        ]
+        ((*answer, evidence),) = await column(
+            conn, "SELECT classification, http_status, request_id, evidence FROM attempts"
+        )
+        assert answer == ["applied/accepted", 202, "req-1"]
+        assert [e["kind"] for e in evidence] == ["timeout", "action"]
+        timed_out, acted = (datetime.fromisoformat(e["at"]) for e in evidence)
+        assert timed_out <= acted
+
+
+async def test_evidence_found_later_leaves_the_answer_and_its_time_alone(database_url: str) -> None:
+    async with open_engine(database_url, name="test") as engine, transaction(engine) as conn:
+        plan, mine = await plant(conn, ["s-0"]), await own(conn)
+        await move(conn, plan, [(0, "s-0")], S.PENDING, S.CHECKING)
+        await commit_intents(conn, mine, [intent(plan, 0, "s-0")], {plan: 0})
+        answered = "SELECT classification, http_status, message, answered_at FROM attempts"
+        said = AttemptAnswer(number=1, classification="unknown/server_error", http_status=500, message="Oops.")
+        await record_attempts(conn, [((plan, 0), said)])
+        before = await column(conn, answered)
+        found = AttemptAnswer(number=1, evidence=[{"kind": "marker"}])
+        await record_attempts(conn, [((plan, 0), found), ((plan, 0), AttemptAnswer(number=2, http_status=202))])
+        assert await column(conn, answered) == before
+        assert before[0][:3] == ("unknown/server_error", 500, "Oops.")
+        assert await column(conn, "SELECT evidence -> 0 ->> 'kind' FROM attempts") == ["marker"]
 
 
 async def test_busy_since_is_kept_over_claims_and_ends_with_being_busy(database_url: str) -> None:

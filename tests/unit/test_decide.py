@@ -89,6 +89,35 @@ def test_an_unresolved_call_that_a_person_calls_not_applied_goes_back_without_a_
     assert (decision.state, decision.refusals) == (JobState.PENDING, None)
 
 
+@pytest.mark.parametrize(("final", "consent", "before"), [(True, 0, 0), (False, 2, 0), (True, 1, 1), (True, 2, 2)])
+def test_a_failed_rebuild_is_final_without_consent_or_without_its_actions_end_or_when_consent_is_used_up(
+    final: bool, consent: int, before: int
+) -> None:
+    policy = FailurePolicy(rebuild_again=consent)
+    happened = Happened(event=JobEvent.REBUILD_FAILED, reason=WHY, final=final, fingerprint="x")
+    decision = decide(JobState.REBUILDING, happened, NOW, Tried(rebuilt_again=before, policy=policy))
+    assert (decision.state, decision.rebuilt_again, decision.fingerprint) == (JobState.FAILED, None, "x")
+
+
+def test_with_consent_a_failed_rebuild_whose_action_has_ended_is_pending_again_after_a_wait() -> None:
+    policy = FailurePolicy(rebuild_again=2, backoff_initial=10.0)
+    happened = Happened(event=JobEvent.REBUILD_FAILED, reason=WHY, final=True)
+    for before, wait in ((0, 10.0), (1, 20.0)):
+        decision = decide(JobState.REBUILDING, happened, NOW, Tried(rebuilt_again=before, policy=policy))
+        assert (decision.state, decision.rebuilt_again, _wait(decision)) == (JobState.PENDING, before + 1, wait)
+
+
+def test_a_stuck_rebuild_that_fails_after_all_is_never_sent_again_by_itself() -> None:
+    happened = Happened(event=JobEvent.REBUILD_FAILED, final=True)
+    assert decide(JobState.STUCK, happened, NOW, Tried(policy=FailurePolicy(rebuild_again=2))).state is JobState.FAILED
+
+
+def test_a_call_found_later_has_its_deadline_from_when_it_was_sent() -> None:
+    sent = NOW - timedelta(minutes=20)
+    decision = _decide(JobState.RESOLVING, JobEvent.FOUND_APPLIED, sent_at=sent)
+    assert decision.deadline_at == sent + timedelta(seconds=1800)
+
+
 @pytest.mark.parametrize("state", JobState)
 def test_a_hold_goes_with_a_terminal_transition_only(state: JobState) -> None:
     assert Decision(state=state).drops_hold is (state in FINAL_JOB_STATES)

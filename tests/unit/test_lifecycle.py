@@ -74,11 +74,11 @@ def test_every_event_is_for_some_state() -> None:
     assert {event for _, event in PLAN_TRANSITIONS} == set(PlanEvent)
 
 
-def test_a_final_job_moves_only_by_a_persons_retry_and_every_other_state_has_a_way_on() -> None:
+def test_a_final_job_moves_only_by_a_persons_retry_or_a_lost_call_and_every_other_state_has_a_way_on() -> None:
     for state in JobState:
         events = {event for (s, event) in JOB_TRANSITIONS if s is state}
         if state in FINAL_JOB_STATES:
-            assert events <= {JobEvent.RETRY}
+            assert events <= {JobEvent.RETRY, JobEvent.FOUND_APPLIED}
         else:
             assert events
             assert _reached(JOB_TRANSITIONS, state) & FINAL_JOB_STATES

@@ -292,7 +292,6 @@ def test_a_waves_own_servers_are_the_plans() -> None:
         ("rollout.waves", [{"size": 1}, {"size": 2, "bake": "5m"}], "rollout.waves[1].bake"),
         ("rollout.waves", [{"size": 1, "approval": True}], "rollout.waves[0].approval"),
         ("rollout.max_unavailable", {"per": "availability_zone", "limit": "20%"}, "rollout.max_unavailable"),
-        ("failure.rebuild_again", 1, "failure.rebuild_again"),
         ("failure.drift_limit", "5%", "failure.drift_limit"),
         ("hooks", {"before": {"url": "https://hooks.example/drain", "secret": "env:K"}}, "hooks"),
         ("verify", [{"http": {"port": 80, "path": "/health"}}], "verify"),
@@ -326,6 +325,11 @@ def test_every_line_of_the_table_names_a_field_of_the_plan() -> None:
 def test_nonsense_in_a_later_field_is_called_nonsense() -> None:
     assert faults(with_("method", "redeploy")) == {"method": "invalid_value"}
     assert faults(with_("priority", 11)) == {"priority": "out_of_range"}
+
+
+def test_a_server_is_rebuilt_again_by_itself_twice_at_most() -> None:
+    assert faults(with_("failure.rebuild_again", 2)) == {}
+    assert faults(with_("failure.rebuild_again", 3)) == {"failure.rebuild_again": "out_of_range"}
 
 
 def test_os_contradicts_the_rebuild_method() -> None:
