@@ -29,7 +29,7 @@ demo: setup  ## Rebuild 200 servers of a rehearsal cloud, with everything embedd
 
 .PHONY: test
 test: setup-dev  ## The test suite, with its own PostgreSQL and Valkey
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto -m "not chaos"
 
 .PHONY: test-browser
 test-browser: setup-dev  ## The pages in a real Chromium (Debian's package chromium)
@@ -43,6 +43,7 @@ acceptance: setup-dev  ## The contract suite and a small plan against the cloud 
 .PHONY: chaos
 chaos: setup-dev  ## Kill things at random and hold the cloud's account against the ledger
 	$(BIN)/pytest -m chaos tests/chaos
+	$(BIN)/python -m tests.chaos.many --seeds $(or $(SEEDS),13-40) --out chaos.jsonl
 
 .PHONY: bench
 bench: setup-dev  ## Measure the ledger at 100,000 jobs

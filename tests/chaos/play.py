@@ -198,7 +198,18 @@ class _Play:
             for loss in self.losses
         ]
 
+    def note_crash(self) -> bool:
+        """Whether a process crashed at the script's failpoint; once, a driver's crash is a loss as any other."""
+        mark = self.stage.crew.folder / "struck"
+        if not mark.exists():
+            return False
+        point, at = self.script.failpoint.partition("@")[0], mark.stat().st_mtime
+        if not point.startswith(("prepare.", "tick.", "slice.")) and all(loss.at != at for loss in self.losses):
+            self.losses.append(Loss(deed=f"a crash at {point}", at=at))
+        return True
+
     async def outcome(self, plan: UUID) -> Outcome:
+        self.note_crash()
         pids = await asyncio.to_thread(self.stage.crew.drive_pids)
         ledger = await snapshot(self.engine, plan)
         return Outcome(
@@ -230,7 +241,6 @@ async def play(script: Script, *, keep: Path | None = None) -> Result:
                     task.cancel()
                 await asyncio.gather(looks, acts, return_exceptions=True)
             _sum_up(result, one, last)
-        result.struck = (stage.crew.folder / "struck").exists()
         result.errors = _errors(stage.crew.folder)
         if keep is not None and (result.faults_found or result.errors):
             _keep(stage, keep / (f"seed-{script.seed}" if not script.failpoint else script.failpoint), last)
@@ -311,6 +321,7 @@ async def _asked_of_the_api(one: _Play, plan: UUID, last: Outcome | None) -> lis
 
 def _sum_up(result: Result, one: _Play, last: Outcome | None) -> None:
     result.faults_found += one.said
+    result.struck = one.note_crash()
     result.done = dict(Counter(str(deed) for deed in one.done))
     result.takeovers = [round(t.seconds, 1) for t in one.takeovers() if t.seconds is not None]
     if last is not None:
