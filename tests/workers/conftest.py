@@ -10,7 +10,7 @@ from orchestrator.hints import Hints
 from orchestrator.rehearsal import RehearsalConfig, Running, serve_in_thread
 from tests.driver.site import QUEUES, Site, Workers, opened
 from tests.parts import Databases, eventually, short_folder
-from tests.workers.site import Supervised, drivers
+from tests.workers.site import DRIVE_PROCESSES, Supervised, drivers
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def workers(
     for queue in QUEUES:
         running.start(queue)
     yield running
+    running.stop(*QUEUES)
     for queue in QUEUES:
-        running.stop(queue)
         print(f"== {queue}\n{running.log(queue)[-3000:]}")  # noqa: T201  pytest shows it beside a failure
 
 
@@ -57,11 +57,15 @@ def workers(
 async def site(
     cloud: Running, own: Embedded, own_database_url: str, workers: Supervised, tmp_path: Path
 ) -> AsyncIterator[Site]:
-    """The service, with a drive process at work."""
+    """The service, with its drive processes at work."""
     async with opened(own_database_url) as engine:
         hints = Hints(own.urls.redis_url)
         try:
-            await eventually(lambda: drivers(engine), deadline=30, every=0.1, message="a drive process is at work")
+
+            async def at_work() -> bool:
+                return len(await drivers(engine)) == DRIVE_PROCESSES
+
+            await eventually(at_work, deadline=30, every=0.1, message="all drive processes are at work")
             yield Site(cloud=cloud, engine=engine, hints=hints, workers=Workers({}, tmp_path))
         finally:
             hints.close()

@@ -1,5 +1,6 @@
 """Celery workers under the real supervisor, on servers of their own that a test may kill."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -13,10 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator.cli.processes import celery_worker
 from orchestrator.embedded import Child, ChildSpec, Embedded
-from orchestrator.hints import Hints
+from orchestrator.hints import DRIVE_QUEUE, Hints
 
 ROOT = Path(__file__).parents[2]
-SILENT_SECONDS = 5.0
+DRIVE_PROCESSES = 2
+SILENT_SECONDS = 3.0
 """These workers' patience with a deaf consumer."""
 
 
@@ -39,13 +41,18 @@ class Supervised:
 
     def start(self, queue: str) -> None:
         """Starts that queue's worker, and keeps it running."""
-        argv = ["tests.workers.quick:app" if word == "workers.app:app" else word for word in celery_worker(queue, 1)]
+        words = celery_worker(queue, DRIVE_PROCESSES if queue == DRIVE_QUEUE else 1)
+        argv = ["tests.workers.quick:app" if word == "workers.app:app" else word for word in words]
         spec = ChildSpec(name=queue, argv=argv, env=self.env, cwd=ROOT, group="workers", grace_seconds=30)
         self.servers.wait_for(self.servers.supervisor.start(spec))
 
-    def stop(self, queue: str) -> None:
-        """Stops it warmly."""
-        self.servers.wait_for(self.servers.supervisor.stop_child(queue))
+    def stop(self, *queues: str) -> None:
+        """Stops those side by side, warmly."""
+
+        async def all_of_them() -> None:
+            await asyncio.gather(*map(self.servers.supervisor.stop_child, queues))
+
+        self.servers.wait_for(all_of_them())
 
     def child(self, queue: str) -> Child:
         """What the supervisor knows of it: its pid is the Celery parent's."""
@@ -55,12 +62,12 @@ class Supervised:
         """The pids of its pool's processes."""
         return list(_children(self.child(queue).pid))
 
-    def kill_pool(self, queue: str) -> list[int]:
-        """kill -9 of the pool's processes, and of nothing else."""
+    def kill_pool(self, queue: str, *, but: int = 0) -> list[int]:
+        """kill -9 of the pool's processes but for so many, and of nothing else."""
         pids = self.pool(queue)
-        for pid in pids:
+        for pid in pids[but:]:
             os.kill(pid, signal.SIGKILL)
-        return pids
+        return pids[but:]
 
     def node(self, queue: str) -> str:
         """Its name for Celery's remote control."""
