@@ -33,7 +33,7 @@ def main() -> int:
     if given.summarise is None:
         results = asyncio.run(_batch(_seeds(given.seeds), given.jobs, given.out, given.keep))
     else:
-        results = [Result(**json.loads(line)) for line in given.summarise.read_text().splitlines()]
+        results = [Result.read(line) for line in given.summarise.read_text().splitlines()]
     print(summary(results))
     return 0 if results and all(r.passed for r in results) else 1
 
@@ -92,7 +92,7 @@ async def _apart(seed: int, keep: Path | None) -> Result:
             process.kill()
         raise
     try:
-        return Result(**json.loads(said.decode().strip().rpartition("\n")[2]))
+        return Result.read(said.decode().strip().rpartition("\n")[2])
     except ValueError:
         tail = complaint.decode(errors="replace").strip().rpartition("\n")[2]
         return Result(seed=seed, faults_found=[f"the run broke off, code {process.returncode}: {tail}"])

@@ -10,9 +10,9 @@ import subprocess
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError
@@ -24,6 +24,7 @@ from orchestrator.ledger.engine import open_engine
 from tests.chaos.ledger import leases, snapshot
 from tests.chaos.script import Act, Deed, Script
 from tests.chaos.stage import Stage, api_is_ready, host_name, staged
+from tests.chaos.stalls import Stalls
 from tests.chaos.verdicts import ENDED, Loss, Outcome, judge
 from tests.driver.site import NEW, Site, Workers
 from tests.parts import eventually
@@ -56,10 +57,20 @@ class Result:
     takeovers: list[float] = field(default_factory=list)
     plan_seconds: float = 0.0
     seconds: float = 0.0
+    busiest: str = ""
+    """Writes in the busiest second, and the rate."""
+    stall: float = 0.0
+    """Seconds for which the rehearsal cloud could not run at the longest."""
     struck: bool = False
     """Whether a process crashed at the failpoint."""
     errors: dict[str, int] = field(default_factory=dict)
     """Lines of the workers' logs that no run should have, by event and exception."""
+
+    @classmethod
+    def read(cls, line: str) -> Self:
+        """From its JSON, of this version or another."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in json.loads(line).items() if key in known})
 
     @property
     def passed(self) -> bool:
@@ -77,6 +88,7 @@ class _Play:
     holder: str = ""
     takes: list[float] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    stalls: Stalls = field(default_factory=Stalls)
 
     # What is done.
 
@@ -216,6 +228,7 @@ class _Play:
             script=self.script, ledger=ledger, account=await self.stage.cloud_says("account?all=1"),
             servers=(await self.stage.cloud_says("servers"))["servers"], plan_id=str(plan), done=self.done,
             losses=self.takeovers(), drivers=frozenset(f"{host_name()}:{pid}" for pid in pids),
+            stall=self.stalls.longest,
         )  # fmt: skip
 
 
@@ -235,7 +248,8 @@ async def play(script: Script, *, keep: Path | None = None) -> Result:
             submitted = time.monotonic()
             looks, acts = asyncio.create_task(one.look_at_leases()), asyncio.create_task(one.perform())
             try:
-                last = await _finish(one, plan, acts, result, submitted)
+                with one.stalls:
+                    last = await _finish(one, plan, acts, result, submitted)
             finally:
                 for task in (looks, acts):
                     task.cancel()
@@ -321,11 +335,12 @@ async def _asked_of_the_api(one: _Play, plan: UUID, last: Outcome | None) -> lis
 
 def _sum_up(result: Result, one: _Play, last: Outcome | None) -> None:
     result.faults_found += one.said
-    result.struck = one.note_crash()
+    result.struck, result.stall = one.note_crash(), round(one.stalls.longest, 3)
     result.done = dict(Counter(str(deed) for deed in one.done))
     result.takeovers = [round(t.seconds, 1) for t in one.takeovers() if t.seconds is not None]
     if last is not None:
         account = last.account
+        result.busiest = f"{account['busiest_second']['writes']} at {one.script.write_rate}/s"
         result.accepted, result.received = account["accepted"], account["received"]
         result.accepted_twice = len(account["accepted_twice"])
         result.faults = {str(kind): n for kind, n in account["faults"].items()}
