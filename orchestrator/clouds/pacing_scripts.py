@@ -1,87 +1,132 @@
 """The limiter's Lua scripts. Times are microseconds of Redis' own clock, rates calls per second.
 
 KEYS[1] is a hash: rate, tat (the next free slot), epoch (count of cuts), blocked (nothing before), climbed (when the
-rate was last brought up to date), last (the last "slow down"). KEYS[2] counts slots by second.
-ARGV begins with ceiling, and the rate and epoch to begin with where Redis knows none, and climb (of the ceiling, per
-second). Numbers go back as text, Redis' time first: Lua's would lose their fractions.
+rate was last brought up to date), last (the last "slow down"), cap (what the cloud said it allows) and capped (until
+when that counts), calm and share (until when the row goes at a share of the rate, see below), seen (the last write).
+KEYS[2] counts slots by second. KEYS[3] is a sorted set: who reserved of late.
+
+ARGV begins with ceiling, climb (of the top, per second), ahead (no slot is further from now than that when it is
+handed out), and then with what the caller knows, for a Redis that has no memory of the key: rate, epoch, window (no
+slot before that from now), the rest of the block, cap and the rest of its time.
+
+Every answer begins with now, rate, epoch, blocked, cap, capped. Numbers go back as text: Lua's would lose their
+fractions.
 """
 
 _PRELUDE = """
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
+local arg = {}
+for i = 1, #ARGV do arg[i] = tonumber(ARGV[i]) end
+local ceiling, climb, ahead = arg[1], arg[2], arg[3]
 local function text(x) return string.format('%.6f', x) end
-local h = redis.call('HMGET', KEYS[1], 'rate', 'tat', 'epoch', 'blocked', 'climbed', 'last')
-local tat, epoch = tonumber(h[2] or 0) or 0, tonumber(h[3] or ARGV[3]) or 0
-local blocked, climbed, last = tonumber(h[4] or 0) or 0, tonumber(h[5] or now) or now, tonumber(h[6] or 0) or 0
--- A clock that went back (another server took over) must not stop everybody until it has caught up.
-if blocked > now + 3600000000 then blocked = now end
-if climbed > now + 3600000000 then climbed = now end
-local ceiling, climb = tonumber(ARGV[1]), tonumber(ARGV[4])
-local function climbing()
-  local rate = tonumber(h[1] or ARGV[2])
-  rate = rate + ceiling * climb * math.max(0, now - climbed) / 1000000
-  return math.min(rate, ceiling)
+local h = redis.call('HMGET', KEYS[1], 'rate', 'tat', 'epoch', 'blocked', 'climbed', 'last', 'cap', 'capped',
+  'calm', 'share', 'seen')
+local function kept(i, otherwise)
+  local x = tonumber(h[i] or otherwise)
+  if not x or x ~= x then return otherwise end
+  return x
 end
-local function keep(...)
-  redis.call('HSET', KEYS[1], ...)
+local rate, tat, epoch = kept(1, arg[4]), kept(2, now + arg[6]), kept(3, arg[5])
+local blocked, climbed, last = kept(4, now + arg[7]), kept(5, now), kept(6, 0)
+local cap, capped, calm, share = kept(7, arg[8]), kept(8, now + arg[9]), kept(9, 0), kept(10, 1)
+if rate <= 0 then rate = arg[4] end
+-- Another server took over, and its clock is behind: what was left at the last write is left now.
+local back = kept(11, now) - now
+if back > 50000 then
+  tat, blocked, climbed, last = tat - back, blocked - back, climbed - back, last - back
+  capped, calm = capped - back, calm - back
+end
+-- No time can be further ahead than this, whatever happened to the clock: nobody waits until it has caught up.
+if blocked > now + 3600000000 then blocked = now end
+if capped > now + 3600000000 then capped = now end
+climbed = math.min(climbed, math.max(now, blocked))
+local function top()
+  if cap > 0 and now < capped then return math.min(ceiling, cap) end
+  return ceiling
+end
+rate = math.min(rate + top() * climb * math.max(0, now - climbed) / 1000000, top())
+local function interval()
+  if now < calm then return 1000000 / rate / share end
+  return 1000000 / rate
+end
+tat = math.min(tat, math.max(now + ahead, blocked) + interval())
+local function keep()
+  redis.call('HSET', KEYS[1], 'rate', text(rate), 'tat', text(tat), 'epoch', epoch, 'blocked', text(blocked),
+    'climbed', text(math.max(now, climbed)), 'last', text(last), 'cap', text(cap), 'capped', text(capped),
+    'calm', text(calm), 'share', text(share), 'seen', text(now))
   redis.call('EXPIRE', KEYS[1], 604800)
+end
+local function answer(...)
+  return {text(now), text(rate), epoch, text(blocked), text(cap), text(capped), ...}
 end
 """
 
-# ARGV[5…]: n, not_before, within
+# ARGV[10…]: n, not_before, within, push (nobody's next slot is before that from now), how many users the caller knew
+# when it lost Redis (0: it didn't, or is alone), for how long the others may still go on by themselves, own name.
 RESERVE = (
     _PRELUDE
     + """
-local n, rate = tonumber(ARGV[5]), climbing()
-local interval = 1000000 / rate
-if tat > math.max(now, blocked) + math.max(120000000, 1000 * interval) then tat = now end
-local first = math.max(now + tonumber(ARGV[6]), tat, blocked)
-local last_slot = now + tonumber(ARGV[7])
+local n, last_slot, returned = arg[10], now + math.min(arg[12], ahead), arg[14]
+-- While some may still go on by themselves at a share each, the row is one more of them.
+if returned > 1 then calm, share = now + arg[15], 1 / returned end
+local step = interval()
+tat = math.max(tat, now + arg[13])
+local first = math.max(now + arg[11], tat, blocked)
 local granted = 0
-if first <= last_slot then granted = math.min(n, math.floor((last_slot - first) / interval) + 1) end
-if granted > 0 then tat = first + granted * interval end
-climbed = math.max(now, climbed)
-keep('rate', text(rate), 'tat', text(tat), 'epoch', epoch, 'blocked', text(blocked), 'climbed', text(climbed))
+if first <= last_slot then granted = math.min(n, math.floor((last_slot - first) / step) + 1) end
+if granted > 0 then tat = first + granted * step end
+keep()
+redis.call('ZADD', KEYS[3], string.format('%.0f', now), ARGV[16])
+redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', string.format('%.0f', now - 30000000))
+redis.call('ZREMRANGEBYSCORE', KEYS[3], string.format('%.0f', now + 1), '+inf')
+redis.call('EXPIRE', KEYS[3], 3600)
 local per_second = {}
 for i = 0, granted - 1 do
-  local second = math.floor((first + i * interval) / 1000000)
+  local second = math.floor((first + i * step) / 1000000)
   per_second[second] = (per_second[second] or 0) + 1
 end
 for second, count in pairs(per_second) do redis.call('HINCRBY', KEYS[2], string.format('%d', second), count) end
 if granted > 0 then
   for _, second in ipairs(redis.call('HKEYS', KEYS[2])) do
-    if tonumber(second) < t[1] - 10 then redis.call('HDEL', KEYS[2], second) end
+    if math.abs(tonumber(second) - t[1]) > 10 then redis.call('HDEL', KEYS[2], second) end
   end
   redis.call('EXPIRE', KEYS[2], 3600)
 end
-return {text(now), text(first), text(interval), granted, text(rate), epoch, text(blocked)}
+return answer(text(first), text(step), granted, redis.call('ZCARD', KEYS[3]))
 """
 )
 
-# ARGV[5…]: epoch of the permit, block, cut, floor (of the ceiling)
+# ARGV[10…]: epoch of the permit, block, cut, floor (of the top), most (the rate's limit), allowed (the cap; 0: none
+# was said), for how long it counts.
 THROTTLED = (
     _PRELUDE
     + """
-local rate = climbing()
-if tonumber(ARGV[5]) >= epoch then
-  rate = math.max(rate * tonumber(ARGV[7]), ceiling * tonumber(ARGV[8]))
-  epoch = epoch + 1
+local allowed = arg[15]
+if allowed > 0 then cap, capped = allowed, now + arg[16] end
+if allowed > 0 and rate > allowed then
+  rate = allowed
+elseif arg[10] >= epoch then
+  rate = math.max(rate * arg[12], top() * arg[13])
 end
-blocked = math.max(blocked, now + tonumber(ARGV[6]))
-keep('rate', text(rate), 'epoch', epoch, 'blocked', text(blocked), 'climbed', text(math.max(blocked, climbed)),
-  'last', text(now), 'tat', text(math.max(tat, blocked)))
-return {text(now), text(rate), epoch, text(blocked)}
+rate = math.min(rate, arg[14])
+if arg[10] >= epoch then epoch = epoch + 1 end
+last, blocked = now, math.max(blocked, now + arg[11])
+climbed, tat = math.max(blocked, climbed), math.max(tat, blocked)
+keep()
+return answer()
 """
 )
 
+# Writes too, so that a Redis that takes no writes counts as away here as well.
 STATE = (
     _PRELUDE
     + """
-local rate = climbing()
 local used = 0
 for i = 1, 5 do
   used = used + (tonumber(redis.call('HGET', KEYS[2], string.format('%d', t[1] - i)) or 0) or 0)
 end
-return {text(now), text(rate), epoch, text(blocked), text(last), used, text(now)}
+keep()
+return answer(text(last), used)
 """
 )
