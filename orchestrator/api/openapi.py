@@ -54,7 +54,7 @@ def _operation(route: Route, schemas: Mapping[Any, Any], definitions: Mapping[st
         operation["parameters"] = parameters
     if route.body is not None:
         operation["requestBody"] = {
-            "required": route.name in ("submit_plan", "create_token"),
+            "required": route.name in ("submit_plan", "create_token", "resolve_job"),
             "content": {"application/json": {"schema": schemas[route.body, "validation"]}},
         }
     for status, shape in route.answers.items():

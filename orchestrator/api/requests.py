@@ -13,6 +13,7 @@ from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.errors import Fault, NotFound
 from orchestrator.service.errors import BodyUnreadable, RequestInvalid
 from orchestrator.service.roles import Role
+from orchestrator.service.settle import ResolveDecision
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -92,8 +93,19 @@ class ActionBody(Input):
     """Why; it is recorded."""
     digest: Line | None = None
     """For start: only if the plan has this digest."""
-    servers: list[Line] | None = None
-    """For retry: only these."""
+    servers: Annotated[list[Line], Field(min_length=1)] | None = None
+    """For retry: only these, by their ids; without it all that failed."""
+
+
+class ResolveBody(Input):
+    """What a person says of a call whose effect is unknown."""
+
+    decision: ResolveDecision
+    """applied: watch it as a rebuild. not_applied: looked at once more, then sent again. give_up: failed, and free."""
+    attempt: Annotated[int, Field(ge=1, le=2**15 - 1, strict=True)]
+    """The attempt that was looked at; where the job is at another one, nothing is done."""
+    reason: Line | None = None
+    """Why; it is recorded."""
 
 
 class TokenBody(Input):

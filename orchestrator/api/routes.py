@@ -8,7 +8,16 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from orchestrator.api.handlers import plans, service
-from orchestrator.api.requests import ActionBody, EventsQuery, Input, JobsQuery, NoQuery, PlansQuery, TokenBody
+from orchestrator.api.requests import (
+    ActionBody,
+    EventsQuery,
+    Input,
+    JobsQuery,
+    NoQuery,
+    PlansQuery,
+    ResolveBody,
+    TokenBody,
+)
 from orchestrator.domain.spec import PlanSpec
 from orchestrator.service.views import (
     AliveView,
@@ -24,7 +33,7 @@ from orchestrator.service.views import (
 )
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-ACTIONS = ("start", "pause", "resume", "cancel", "approve", "reject", "promote", "retry", "rollback", "clone")
+LATER_ACTIONS = ("approve", "reject", "promote", "rollback", "clone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +94,8 @@ ROUTES: tuple[Route, ...] = (
     _plan_action("pause", plans.pause, "Stop sending; what is in flight goes on."),
     _plan_action("resume", plans.resume, "Go on after a pause or a halt, whose failures are acknowledged."),
     _plan_action("cancel", plans.cancel, "Stop new work and let what is in flight finish."),
-    *(_later("POST", f"/v1/plans/{{id}}/{a}", f"{a}_plan", {200: PlanView}) for a in ACTIONS[4:]),
+    _plan_action("retry", plans.retry, "Another attempt for failed servers, each wiped once more; or for some alone."),
+    *(_later("POST", f"/v1/plans/{{id}}/{a}", f"{a}_plan", {200: PlanView}) for a in LATER_ACTIONS),
     Route(
         method="GET", path="/v1/plans/{id}/jobs", name="list_jobs", handler=plans.list_jobs,
         summary="A plan's jobs.", query=JobsQuery, answers={200: Page[JobView]}, problems=(404, 422),
@@ -95,9 +105,14 @@ ROUTES: tuple[Route, ...] = (
         summary="One job with its attempts, their evidence and its newest events.", answers={200: JobDetailView},
         problems=(404,),
     ),
+    Route(
+        method="POST", path="/v1/plans/{id}/jobs/{server_id}/resolve", name="resolve_job", handler=plans.resolve,
+        summary="Settle an unresolved server, or give up a stuck one.", body=ResolveBody, answers={200: JobDetailView},
+        problems=(400, 404, 409, 415, 422),
+    ),
     *(
         _later("POST", f"/v1/plans/{{id}}/jobs/{{server_id}}/{a}", f"{a}_job", {200: JobDetailView})
-        for a in ("resolve", "skip", "acknowledge")
+        for a in ("skip", "acknowledge")
     ),
     _later("POST", "/v1/plans/{id}/jobs/{server_id}/hooks/{phase}", "answer_hook", {200: JobDetailView}),
     Route(

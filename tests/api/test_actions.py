@@ -1,56 +1,15 @@
 """Starting, pausing, resuming and cancelling."""
 
 import asyncio
-from typing import Any
-from uuid import UUID
 
 import pytest
 from sqlalchemy import text
 
-from orchestrator.domain.states import JobState, PlanStatus, Verdict
+from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.hints import DRIVE_QUEUE
 from orchestrator.ledger.engine import transaction
-from orchestrator.ledger.prepare import Prepared, PreparedJob, PreparedWave, note_project, publish
-from orchestrator.ledger.transitions import PlanMove, lock_plans, move_plan
 from tests.api.conftest import Api, plan_file, server_id
-
-
-async def ready_plan(api: Api, *, servers: int = 3, first: int = 0, role: str = "operator") -> dict[str, Any]:
-    """A held plan as preparing leaves it."""
-    ids = [server_id(first + i) for i in range(servers)]
-    plan: dict[str, Any] = (await api.post("/v1/plans", plan_file(ids, hold=True), role=role)).json
-    async with transaction(api.engine) as conn:
-        project = await note_project(conn, "alpha", deployment="d", region="r", project_id="p")
-        await lock_plans(conn, [UUID(plan["id"])])
-        await publish(
-            conn, UUID(plan["id"]),
-            Prepared(
-                project=project, image_id="i", image_name="n", digest="a" * 64, rate=None, max_errors=0,
-                expires_at=None, max_in_flight=10,
-                jobs=[PreparedJob(ord=i, server_id=s, name=f"web-{i}", verdict=Verdict.REBUILD, wave=0 if i == 0 else 1)
-                      for i, s in enumerate(ids)],
-                waves=[PreparedWave(index=0, name="canary", size=1, max_errors=0, on_unresolved="halt"),
-                       PreparedWave(index=1, name="rest", size=servers - 1, max_errors=None, on_unresolved="continue")],
-            ),
-        )  # fmt: skip
-    await move(api, plan["id"], PlanStatus.PREPARING, PlanStatus.READY)
-    return plan
-
-
-async def move(api: Api, plan_id: str, before: PlanStatus, after: PlanStatus) -> None:
-    async with transaction(api.engine) as conn:
-        await lock_plans(conn, [UUID(plan_id)])
-        assert await move_plan(conn, PlanMove(plan_id=UUID(plan_id), expected=before, status=after, actor="test"))
-
-
-async def column(api: Api, plan_id: str, name: str) -> Any:
-    async with api.engine.connect() as conn:
-        return (await conn.execute(text(f"SELECT {name} FROM plans WHERE id = :id"), {"id": plan_id})).scalar_one()  # noqa: S608
-
-
-async def holds(api: Api) -> list[str]:
-    async with api.engine.connect() as conn:
-        return list((await conn.execute(text("SELECT server_id FROM holds ORDER BY 1"))).scalars())
+from tests.api.plant import column, holds, move, ready_plan
 
 
 async def test_start_takes_the_holds_and_runs_exactly_the_plan_that_was_previewed(api: Api, redis_url: str) -> None:
@@ -186,7 +145,7 @@ async def test_a_submitter_runs_its_own_plans_only(api: Api) -> None:
     assert (await api.post(f"/v1/plans/{own['id']}/cancel", role="submitter")).status == 200
 
 
-@pytest.mark.parametrize("action", ["approve", "reject", "promote", "retry", "rollback", "clone"])
+@pytest.mark.parametrize("action", ["approve", "reject", "promote", "rollback", "clone"])
 async def test_actions_of_later_versions_say_so(api: Api, action: str) -> None:
     plan = (await api.post("/v1/plans", plan_file())).json
     answer = await api.post(f"/v1/plans/{plan['id']}/{action}")

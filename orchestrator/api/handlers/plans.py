@@ -11,6 +11,7 @@ from orchestrator.api.requests import (
     EventsQuery,
     JobsQuery,
     PlansQuery,
+    ResolveBody,
     plan_id_of,
     read_body,
     read_bytes,
@@ -19,7 +20,7 @@ from orchestrator.api.requests import (
 )
 from orchestrator.api.stream import stream_events
 from orchestrator.errors import Fault
-from orchestrator.service import actions, reads
+from orchestrator.service import actions, reads, settle
 from orchestrator.service.errors import NotSupportedYet, RequestInvalid
 from orchestrator.service.submit import submit
 
@@ -111,6 +112,26 @@ async def cancel(request: web.Request) -> web.Response:
     """Ends a plan."""
     body = await read_body(request, ActionBody)
     return answer(await actions.cancel(request.app[DEPS], request[PRINCIPAL], plan_id_of(request), reason=body.reason))
+
+
+async def retry(request: web.Request) -> web.Response:
+    """Another attempt for failed servers."""
+    body = await read_body(request, ActionBody)
+    return answer(
+        await actions.retry(
+            request.app[DEPS], request[PRINCIPAL], plan_id_of(request), servers=body.servers, reason=body.reason
+        )
+    )
+
+
+async def resolve(request: web.Request) -> web.Response:
+    """A person's word on a call whose effect is unknown."""
+    body = await read_body(request, ResolveBody)
+    job = await settle.resolve(
+        request.app[DEPS], request[PRINCIPAL], plan_id_of(request), server_id_of(request), decision=body.decision,
+        attempt=body.attempt, reason=body.reason,
+    )  # fmt: skip
+    return answer(job)
 
 
 async def not_yet(request: web.Request) -> web.Response:
