@@ -238,8 +238,7 @@ async def play(script: Script, *, keep: Path | None = None) -> Result:
     async with staged(script) as stage:
         async with open_engine(stage.servers.urls.database_url, name="chaos", pool_size=3) as engine:
             one = _Play(script=script, stage=stage, engine=engine)
-            names = ["control-1", "prepare-1", *(f"drive-{n + 1}" for n in range(script.drives)), "beat"]
-            for name in [*(["api"] if script.with_api else []), *names]:
+            for name in _cast(script):
                 stage.crew.start(name)
             for mishap in script.mishaps:
                 numbered = [f"node-{n:05d}" for n in mishap.numbers]
@@ -260,6 +259,13 @@ async def play(script: Script, *, keep: Path | None = None) -> Result:
             _keep(stage, keep / (f"seed-{script.seed}" if not script.failpoint else script.failpoint), last)
     result.seconds = round(time.monotonic() - began, 1)
     return result
+
+
+def _cast(script: Script) -> list[str]:
+    """Names of the processes, in the order in which they are started."""
+    drives = [f"drive-{number + 1}" for number in range(script.drives)]
+    optional = [name for name, there in (("api", script.with_api), ("beat", script.with_beat)) if there]
+    return [*optional, "control-1", "prepare-1", *drives]
 
 
 def _each(more: Any, numbered: list[str]) -> dict[str, Any]:

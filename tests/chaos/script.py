@@ -98,6 +98,9 @@ class Script:
     drives: int = 1
     """How many drive workers."""
     with_api: bool = True
+    """Whether the plan is submitted through an API process; else it is written as the API writes it."""
+    with_beat: bool = True
+    """Without one, drive processes alone tick."""
     mishaps: Sequence[Mishap] = ()
     acts: Sequence[Act] = ()
     failpoint: str = ""
@@ -147,10 +150,11 @@ def script_of(seed: int) -> Script:
     mishaps = [
         Mishap(kind=kind, numbers=[numbers.pop() for _ in range(rng.randint(1, 3))], more=more) for kind, more in chosen
     ]
+    deeds = _deeds(rng)
     acts = [
         Act(deed=deed, share=rng.choice((0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)), pause=rng.uniform(0.0, 0.6),
             away=_away(rng, deed))
-        for deed in _deeds(rng)
+        for deed in deeds
     ]  # fmt: skip
     return Script(
         seed=seed,
@@ -161,6 +165,8 @@ def script_of(seed: int) -> Script:
         marker=rng.random() < 0.85,
         timeout=STUCK_AFTER if for_ever else "120s",
         drives=2 if rng.random() < 0.3 else 1,
+        with_api=Deed.KILL_API in deeds or rng.random() < 0.3,
+        with_beat=Deed.KILL_BEAT in deeds or rng.random() < 0.5,
         mishaps=mishaps,
         acts=sorted(acts, key=lambda a: (a.share, a.pause)),
     )

@@ -14,6 +14,7 @@ from tests.chaos.script import Act, Deed, Mishap, Script
 SMALL = Script(
     seed=0,
     with_api=False,
+    with_beat=False,
     mishaps=[
         Mishap(kind=FaultKind.DROP_AFTER, numbers=[4, 5], more={"times": 1}),
         Mishap(kind=FaultKind.SPAWN_FAILS, numbers=[6], more={"times": 1}),

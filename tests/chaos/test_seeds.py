@@ -12,6 +12,7 @@ from tests.chaos.script import Act, Deed, Mishap, Script, script_of
 SHORT = Script(
     seed=0,
     servers=40,
+    with_beat=False,
     acts=[Act(deed=Deed.KILL_DRIVE_CHILD, share=0.3)],
     mishaps=[
         Mishap(kind=FaultKind.DROP_AFTER, numbers=[3], more={"times": 1}),
