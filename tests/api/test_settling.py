@@ -1,6 +1,9 @@
 """A person's word: settling unresolved servers, giving up stuck ones, retrying failed ones."""
 
 import asyncio
+import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,16 @@ def job(plan_id: str, server: str = ONE) -> str:
 
 def word(decision: str, attempt: int = 1, **more: Any) -> dict[str, Any]:
     return {"decision": decision, "attempt": attempt, **more}
+
+
+async def rebuildctl(api: Api, *arguments: str) -> tuple[int, Any]:
+    """A run of rebuildctl against the real API: its exit code and its document."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "orchestrator.cli", *arguments, "--output", "json", stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "REBUILD_API_URL": api.url, "REBUILD_TOKEN": api.tokens["operator"]},
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode or 0, json.loads(out)
 
 
 async def state_of(api: Api, plan_id: str, server: str = ONE) -> str:
@@ -236,3 +249,15 @@ async def test_retry_without_anything_to_retry_says_so(api: Api) -> None:
     assert (empty.status, empty.json["errors"][0]["path"]) == (422, "servers")
     held = await ready_plan(api, first=10)
     assert (await api.post(f"/v1/plans/{held['id']}/retry")).status == 409
+
+
+async def test_rebuildctl_settles_all_that_it_can_and_retries_them(api: Api) -> None:
+    plan_id = await running_plan(api, {ONE: UNRESOLVED, TWO: UNRESOLVED, THREE: STUCK})
+    code, page = await rebuildctl(api, "resolve", plan_id, "--all", "--decision", "not_applied")
+    assert (code, [i["problem"]["code"] for i in page["items"]]) == (1, ["evidence_unavailable"] * 2)
+    code, page = await rebuildctl(api, "resolve", plan_id, THREE, ONE, TWO, "--decision", "give_up", "--reason", "old")
+    assert (code, [i["job"]["state"] for i in page["items"]]) == (0, ["failed"] * 3)
+    assert await holds(api) == []
+    code, plan = await rebuildctl(api, "retry", plan_id, "--server", TWO, "--reason", "again")
+    assert (code, plan["status"], plan["counts"]["pending"], plan["counts"]["failed"]) == (0, "running", 1, 2)
+    assert await holds(api) == [TWO]
