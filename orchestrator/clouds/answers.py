@@ -91,15 +91,15 @@ def classify(
     """The classified answer. `headers` must ignore case; `server_id`: the server that a 202 must be about;
     `secrets`: texts that the message must not repeat; `otherwise`: the cloud's time for an answer without a `Date`.
     """
-    date = parse_http_date(headers.get("Date")) or otherwise
+    date = _time(headers.get("Date")) or otherwise
     if status == 202:
         return _accepted(headers, body, server_id, date)
-    key, message, body_retry = _error_of(body)
+    key, message, _ = _error_of(body)
     row = next(row for row in TABLE if row.fits(status, key, message))
     said = withheld(" ".join(part for part in (row.remark, message or f"HTTP {status} without a message") if part))
     for secret in secrets:
         said = said.replace(secret, "***")
-    wait = retry_after(headers)
+    slow_down = slow_down_of(headers, body, otherwise=otherwise)
     return Answer(
         effect=row.effect,
         cause=row.cause,
@@ -107,7 +107,8 @@ def classify(
         request_id=request_id(headers),
         date=date,
         message=said[:MESSAGE_LIMIT],
-        retry_after=wait if wait is not None else body_retry,
+        retry_after=slow_down.retry_after,
+        allowed_rate=slow_down.allowed_rate if row.cause is Cause.THROTTLED else None,
     )
 
 
@@ -116,7 +117,7 @@ def _accepted(headers: Mapping[str, str], body: bytes, server_id: str | None, da
     try:
         value = json.loads(body)
         server = parse_server(parse_object(value if isinstance(value, Mapping) else {}, "server"))
-    except (ValueError, RecursionError, CloudAnswerInvalid):
+    except (ValueError, RecursionError, OverflowError, CloudAnswerInvalid):
         effect, cause, message = Effect.UNKNOWN, Cause.UNREADABLE, "A 202 whose body is not a server."
     else:
         if server_id is not None and server.id.lower() != server_id.lower():
@@ -142,12 +143,46 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     return None
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds of `Retry-After`, given as seconds or as a time (held against the answer's own `Date`)."""
+@dataclass(frozen=True, kw_only=True)
+class SlowDown:
+    """What an answer says about when, and how often, to call again."""
+
+    retry_after: float | None
+    """Seconds."""
+    allowed_rate: float | None
+    """Calls per second."""
+
+
+_LIMIT = re.compile(
+    r"\blimit:\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*,\s*time:\s*([0-9]{1,6})?\s*(second|minute|hour|day)s?\b", re.I
+)
+_SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
+
+
+def slow_down_of(headers: Mapping[str, str], body: bytes, *, otherwise: datetime | None = None) -> SlowDown:
+    """`Retry-After`, else the error's own `retryAfter` (Nova's `overLimit`), else what Huawei's "limit:10,time:1
+    minute" comes to: the time of one call, at least a second and at most the window.
+    """
+    _, message, in_body = _error_of(body)
+    wait = retry_after(headers, otherwise=otherwise)
+    wait = in_body if wait is None else wait
+    found = _LIMIT.search(message)
+    limit, window = (float(found[1]), int(found[2] or 1) * _SECONDS[found[3].lower()]) if found else (0.0, 0.0)
+    if not limit or not window:
+        return SlowDown(retry_after=wait, allowed_rate=None)
+    if wait is None:
+        wait = min(window, max(1.0, window / limit), MAX_RETRY_AFTER)
+    return SlowDown(retry_after=wait, allowed_rate=limit / window)
+
+
+def retry_after(headers: Mapping[str, str], *, otherwise: datetime | None = None) -> float | None:
+    """Seconds of `Retry-After`, given as seconds or as a time (held against the answer's own `Date`, or against
+    `otherwise`; with neither it says nothing). None for what can't be meant."""
     value = headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", value):
-        return min(float(value), MAX_RETRY_AFTER)
-    at, now = parse_http_date(value), parse_http_date(headers.get("Date"))
+    seconds = _seconds(value)
+    if seconds is not None:
+        return seconds
+    at, now = _time(value), _time(headers.get("Date")) or otherwise
     if at is None or now is None:
         return None
     return min(max(0.0, (at - now).total_seconds()), MAX_RETRY_AFTER)
@@ -183,9 +218,14 @@ def _error_of(body: bytes) -> tuple[str, str, float | None]:
 
 
 def _seconds(value: object) -> float | None:
+    text = str(value).strip()
+    return min(float(text), MAX_RETRY_AFTER) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) else None
+
+
+def _time(value: str | None) -> datetime | None:
     try:
-        return min(max(0.0, float(str(value))), MAX_RETRY_AFTER) if value is not None else None
-    except ValueError:
+        return parse_http_date(value)
+    except OverflowError:  # year 1, east of Greenwich
         return None
 
 

@@ -135,6 +135,8 @@ class Answer:
     """The cloud's own words, without the request's body; at most 500 characters."""
     retry_after: float | None = None
     """Seconds, where the cloud said so."""
+    allowed_rate: float | None = None
+    """Calls per second that the cloud said it allows."""
     server: Server | None = None
     """The server of a 202."""
 
