@@ -22,16 +22,17 @@ log = get_logger(__name__)
 
 @app.task(name=DRIVE_TASK)
 def drive() -> None:
-    """Drives projects for a slice, then asks for the next one. An exception ends the slice, never the service: a
-    process that nobody hints at is hinted at by the watchdog."""
+    """Drives projects for a slice, then asks for the next one.
+
+    A slice that ends with an exception asks for nothing: the watchdog hints at the free process after a moment, and
+    so an error that comes again at once is not repeated without a pause.
+    """
 
     async def work(stop: asyncio.Event) -> None:
-        hints = Hints(settings.redis_url)
-        try:
-            await run_slice(settings.database_url, settings.redis_url, TOKENS, stop)
-        finally:
-            if not stop.is_set():
-                await hints.drive()
+        await run_slice(settings.database_url, settings.redis_url, TOKENS, stop)
+        if not stop.is_set():
+            hints = Hints(settings.redis_url)
+            await hints.drive()
             hints.close()
 
     run(work, pipe)

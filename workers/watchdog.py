@@ -251,7 +251,7 @@ class Watchdog:
             message="Messages wait, a process is free, and nothing is received: this worker ends to be started anew.",
         )  # fmt: skip
         self._pipe.shut()  # the children leave even where the main thread hangs
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
         began = idle_since = time.monotonic()
         while True:
             await asyncio.sleep(min(0.1, self.limits.look))

@@ -50,7 +50,7 @@ def workers(
     yield running
     running.stop(*QUEUES)
     for queue in QUEUES:
-        print(f"== {queue}\n{running.log(queue)[-3000:]}")  # noqa: T201  pytest shows it beside a failure
+        print(f"== {queue}\n{running.log(queue)[-9000:]}")  # noqa: T201  pytest shows it beside a failure
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from workers.app import app as app
 from workers.app import watchdog
 from workers.watchdog import Limits
 
-watchdog.limits = Limits(silent=SILENT_SECONDS, idle_grace=2.0)
+watchdog.limits = Limits(silent=SILENT_SECONDS)
 
 
 @control_command(args=[("seconds", float)])
