@@ -1,0 +1,402 @@
+"""Whatever happens in whatever order: the ledger stays whole, and no server is sent for twice without a reason."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from orchestrator.domain.causes import Cause
+from orchestrator.domain.decide import Decision, FailurePolicy, Happened, decide
+from orchestrator.domain.gate import Finish, Halt, NextWave, Start, gate
+from orchestrator.domain.lifecycle import JobEvent, PlanEvent, plan_moves
+from orchestrator.domain.states import HOLDING_JOB_STATES, JobState, PlanStatus
+from orchestrator.errors import LeaseLost
+from orchestrator.ledger import drive
+from orchestrator.ledger.drive import Ownership
+from orchestrator.ledger.engine import open_engine, transaction
+from orchestrator.ledger.holds import take_holds
+from orchestrator.ledger.leases import acquire, guard, renew
+from orchestrator.ledger.plans import acknowledge_failures, cancel_pending_jobs, plan_now
+from orchestrator.ledger.settle import jobs_to_retry, note_retries, tell_driver
+from orchestrator.ledger.transitions import JobChange, PlanMove, lock_plans, move_jobs, move_plan
+from tests.ledger.machine import FAR, Job, Plan, agrees
+from tests.ledger.plant import DEPLOYMENT, change, column, intent, own, plant
+from tests.parts import Databases
+from workers.driver.claim import _carry_out
+
+S, P, E = JobState, PlanStatus, JobEvent
+TABLES = "plans, jobs, job_counts, waves, attempts, holds, last_rebuilds, events, leases, clouds, projects"
+CAUSES = [None, Cause.BUSY, Cause.TOKEN, Cause.SERVER_ERROR, Cause.BAD_REQUEST]
+TAKEN_OVER = {S.CHECKING: E.POSTPONE, S.SENDING: E.UNKNOWN, S.VERIFYING: E.VERIFIED}
+"""What a new driver does with what another has left (workers/driver/project.py)."""
+
+Work = Callable[[AsyncConnection], Awaitable[Any]]
+
+
+class Refused(Exception):
+    """A use case that rolls back."""
+
+
+class Ledger(RuleBasedStateMachine):
+    """One project with two plans that want some of the same servers, its driver, and people."""
+
+    runner: asyncio.Runner
+    engine: AsyncEngine
+
+    def run(self, work: Work) -> Any:
+        """Runs in one transaction, rolled back on any error."""
+
+        async def inside() -> Any:
+            async with transaction(self.engine) as conn:
+                return await work(conn)
+
+        return self.runner.run(inside())
+
+    @initialize(
+        sizes=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=3), min_size=2, max_size=2),
+        places=st.integers(1, 3), max_errors=st.sampled_from([None, 0, 1]), again=st.integers(0, 1),
+    )  # fmt: skip
+    def prepare(self, sizes: list[list[int]], places: int, max_errors: int | None, again: int) -> None:
+        self.plans: list[Plan] = []
+        self.paused = False
+        self.expired = False
+
+        async def work(conn: AsyncConnection) -> Ownership:
+            await conn.execute(text(f"TRUNCATE {TABLES} CASCADE"))
+            first = 0
+            for waves in sizes:
+                servers = [f"s-{first + i}" for i in range(sum(waves))]
+                id_ = await plant(conn, servers, sizes=waves, running=False)
+                wave_of = [w for w, n in enumerate(waves) for _ in range(n)]
+                jobs = [Job(server=s, wave=w) for s, w in zip(servers, wave_of, strict=True)]
+                policy = FailurePolicy(attempts=2, rebuild_again=again)
+                self.plans.append(Plan(id=id_, jobs=jobs, waves=len(waves), max_in_flight=places,
+                                       max_errors=max_errors, policy=policy))  # fmt: skip
+                first += sum(waves) - 1  # the next plan wants the last one's server too
+            await conn.execute(
+                text("UPDATE plans SET max_in_flight = :n, max_errors = :e"), {"n": places, "e": max_errors}
+            )
+            return await own(conn)
+
+        self.mine = self.run(work)
+        for plan in self.plans:
+            (plan.events,) = self.run(lambda c, p=plan: column(c, "SELECT event_seq FROM plans WHERE id = :p", p=p.id))
+
+    def pick(self, data: st.DataObject, *statuses: PlanStatus) -> Plan:
+        return data.draw(st.sampled_from([p for p in self.plans if p.status in (statuses or P)]))
+
+    def held_by_others(self, plan: Plan, servers: set[str]) -> set[str]:
+        return {
+            j.server for other in self.plans if other is not plan and other.started
+            for j in other.jobs if j.state in HOLDING_JOB_STATES and j.server in servers
+        }  # fmt: skip
+
+    # --- people ---
+
+    @precondition(lambda self: any(p.status is P.PREPARING for p in self.plans))
+    @rule(data=st.data())
+    def start(self, data: st.DataObject) -> None:
+        plan = self.pick(data, P.PREPARING)
+        wanted = self.held_by_others(plan, {j.server for j in plan.jobs})
+
+        async def work(conn: AsyncConnection) -> None:
+            await lock_plans(conn, [plan.id])
+            held = await take_holds(conn, DEPLOYMENT, plan.id)
+            assert {h.server_id for h in held} == wanted
+            if held:
+                raise Refused
+            assert await move_plan(conn, PlanMove(plan_id=plan.id, expected=plan.status, status=P.RUNNING, actor="me"))
+
+        if self.accepted(work):
+            plan.moves(P.RUNNING)
+
+    def accepted(self, work: Work) -> bool:
+        try:
+            self.run(work)
+        except Refused:
+            return False
+        return True
+
+    def move(self, plan: Plan, status: PlanStatus, *, bump: bool = False, first: Work | None = None) -> None:
+        async def work(conn: AsyncConnection) -> None:
+            await lock_plans(conn, [plan.id])
+            if first:
+                await first(conn)
+            wrong = next(s for s in P if s is not plan.status)
+            step = PlanMove(plan_id=plan.id, expected=plan.status, status=status, actor="me", stop_sending=bump)
+            assert not await move_plan(conn, replace(step, expected=wrong))
+            assert await move_plan(conn, step)
+
+        self.run(work)
+        plan.moves(status, bump=bump)
+
+    @rule(data=st.data())
+    def pause_or_resume(self, data: st.DataObject) -> None:
+        plan = self.pick(data)
+        if plan.status is P.PAUSED:
+            self.move(plan, P.RUNNING)
+        elif plan.status is P.HALTED:
+            failures, unresolved = plan.count(S.FAILED, S.STUCK), plan.count(S.UNRESOLVED)
+            self.move(plan, P.RUNNING, first=lambda conn: acknowledge_failures(
+                conn, plan.id, failures=failures, unresolved=unresolved))  # fmt: skip
+            plan.acknowledged = failures
+            plan.resumed.add(plan.current_wave)
+        elif plan_moves(plan.status, PlanEvent.PAUSE):
+            self.move(plan, P.PAUSED, bump=True)
+
+    @rule(data=st.data(), sure=st.integers(0, 5))
+    def cancel(self, data: st.DataObject, sure: int) -> None:
+        plan = self.pick(data)
+        if sure or not plan_moves(plan.status, PlanEvent.CANCEL):
+            return
+        if plan.started:
+            self.move(plan, P.CANCELLING, bump=True)
+            return
+        self.move(plan, P.CANCELLING, bump=True,
+                  first=lambda conn: cancel_pending_jobs(conn, plan.id, actor="me", reason=None))  # fmt: skip
+        plan.events += len(plan.jobs)
+        for job in plan.jobs:
+            job.state = S.CANCELLED
+        self.move(plan, P.CANCELLED)
+
+    @precondition(lambda self: any(plan_moves(p.status, PlanEvent.RETRY) for p in self.plans))
+    @rule(data=st.data(), refused_too=st.booleans())
+    def retry(self, data: st.DataObject, refused_too: bool) -> None:
+        plan = self.pick(data, *[s for s in P if plan_moves(s, PlanEvent.RETRY)])
+        states = {S.FAILED, S.REFUSED} if refused_too else {S.FAILED}
+        jobs = {i: j for i, j in enumerate(plan.jobs) if j.state in states}
+        servers = {j.server for j in jobs.values()}
+        if not jobs:
+            return
+
+        async def work(conn: AsyncConnection) -> None:
+            await lock_plans(conn, [plan.id])
+            found = await jobs_to_retry(conn, plan.id, sorted(servers) if refused_too else None)
+            assert [r.ord for r in found] == sorted(jobs)
+            held = await take_holds(conn, DEPLOYMENT, plan.id, sorted(servers))
+            assert {h.server_id for h in held} == self.held_by_others(plan, servers)
+            if held:
+                raise Refused
+            await note_retries(conn, plan.id, sorted(jobs))
+            moves = [change(plan.id, o, j.server, j.state, S.PENDING) for o, j in jobs.items()]
+            assert len(await move_jobs(conn, DEPLOYMENT, moves)) == len(jobs)
+            (status,) = plan_moves(plan.status, PlanEvent.RETRY)
+            assert await move_plan(conn, PlanMove(plan_id=plan.id, expected=plan.status, status=status, actor="me"))
+            await tell_driver(conn, plan.id)
+
+        if self.accepted(work):
+            for job in jobs.values():
+                job.moved(E.RETRY, Decision(state=S.PENDING, refusals=0, rebuilt_again=0))
+                job.may_be_sent = True
+            plan.events += len(jobs)
+            plan.moves(plan_moves(plan.status, PlanEvent.RETRY)[0], bump=True)
+
+    @rule()
+    def pause_or_resume_the_project(self) -> None:
+        self.paused = not self.paused
+        self.run(lambda conn: conn.execute(text("UPDATE projects SET paused = :p"), {"p": self.paused}))
+
+    # --- the driver ---
+
+    @precondition(lambda self: not self.expired and any(p.status in (P.RUNNING, P.CANCELLING) for p in self.plans))
+    @rule(data=st.data(), room=st.integers(1, 4))
+    def claim(self, data: st.DataObject, room: int) -> None:
+        """As workers/driver/claim.py does it: what the gate says is carried out, at most once a step."""
+        plan = self.pick(data, P.RUNNING, P.CANCELLING)
+        swept = [i for i, j in enumerate(plan.jobs) if j.state is S.PENDING] if plan.status is P.CANCELLING else []
+        for ord_ in swept:
+            plan.jobs[ord_].state = S.CANCELLED
+        plan.events += len(swept)
+        wanted = plan.answer()
+
+        async def work(conn: AsyncConnection) -> list[int]:
+            await guard(conn, self.mine.lease, self.mine.fence, unexpired=True)
+            await lock_plans(conn, [plan.id])
+            if plan.status is P.CANCELLING:
+                jobs = await drive.sweepable_jobs(conn, plan.id)
+                assert [o for o, _ in jobs] == swept
+                await move_jobs(conn, DEPLOYMENT, [change(plan.id, o, s, S.PENDING, S.CANCELLED) for o, s in jobs])
+            row = (await drive.plans_of(conn, self.mine.project))[plan.id]
+            figures = (await drive.figures(conn, [row]))[plan.id]
+            answer = gate(figures)
+            assert isinstance(answer, Halt) if wanted is Halt else answer == wanted
+            if not isinstance(answer, Start):
+                await _carry_out(conn, row, figures, answer)
+                return []
+            limit = min(room, answer.places)
+            jobs = await drive.pending_jobs(conn, DEPLOYMENT, plan.id, wave=answer.wave, limit=limit)
+            moves = [change(plan.id, j.ord, j.server_id, S.PENDING, S.CHECKING) for j in jobs]
+            assert len(await move_jobs(conn, DEPLOYMENT, moves)) == len(jobs)
+            return [j.ord for j in jobs]
+
+        claimed = self.run(work)
+        if isinstance(wanted, Start):
+            assert len(claimed) == min(room, wanted.places, plan.startable()), "it goes on whenever it may"
+            for ord_ in claimed:
+                plan.jobs[ord_].moved(E.CLAIM, Decision(state=S.CHECKING))
+            plan.events += len(claimed)
+            assert not claimed or plan.in_flight <= plan.max_in_flight
+        else:
+            self.carried_out(plan, wanted)
+
+    def carried_out(self, plan: Plan, answer: Any) -> None:
+        if answer is Halt:
+            plan.moves(P.HALTED, bump=True)
+        elif isinstance(answer, Finish):
+            plan.moves(answer.status)
+        elif isinstance(answer, NextWave):
+            plan.moves(P.RUNNING)
+        waves = self.run(lambda conn: column(conn, "SELECT wave FROM jobs WHERE plan_id = :p ORDER BY ord", p=plan.id))
+        for job, wave in zip(plan.jobs, waves, strict=True):
+            assert wave == job.wave or (wave < job.wave and job.state is S.PENDING)
+            job.wave = wave
+        (plan.current_wave,) = self.run(
+            lambda conn: column(conn, "SELECT current_wave FROM plans WHERE id = :p", p=plan.id)
+        )
+
+    def checking(self) -> list[tuple[Plan, int]]:
+        return [(p, i) for p in self.plans for i, j in enumerate(p.jobs) if j.state is S.CHECKING]
+
+    @precondition(lambda self: self.checking())
+    @rule(data=st.data(), how=st.sampled_from(["right", "right", "right", "fence", "epoch", "deployment"]))
+    def intend(self, data: st.DataObject, how: str) -> None:
+        """The second gate lets through what may be sent, and nothing else, whatever the driver believes."""
+        some = data.draw(st.lists(st.sampled_from(self.checking()), min_size=1, unique_by=lambda x: (x[0].id, x[1])))
+        mine = self.mine
+        if how == "fence":
+            mine = replace(mine, fence=mine.fence - 1)
+        if how == "deployment":
+            mine = replace(mine, deployment="other.test")
+        epochs = {p.id: p.epoch - (how == "epoch") for p in self.plans}
+        intents = [intent(p.id, i, p.jobs[i].server, p.jobs[i].attempts + 1) for p, i in some]
+        passing = how == "right" and not self.paused
+        expected = {(p.id, i) for p, i in some if passing and p.status is P.RUNNING}
+        try:
+            through = self.run(lambda conn: drive.commit_intents(conn, mine, intents, epochs))
+        except LeaseLost:
+            assert how == "fence" or self.expired
+            return
+        assert how != "fence"
+        assert not self.expired
+        assert through == expected
+        for plan, ord_ in some:
+            job = plan.jobs[ord_]
+            if (plan.id, ord_) in through:
+                assert job.may_be_sent, f"{job} would be wiped twice"
+                job.moved(E.INTEND, Decision(state=S.SENDING))
+                job.attempts, job.may_be_sent = job.attempts + 1, False
+                plan.events += 1
+
+    def movable(self) -> list[tuple[Plan, int, JobEvent]]:
+        return [(p, i, e) for p in self.plans if p.started for i, j in enumerate(p.jobs) for e in p.events_of(j)]
+
+    @precondition(lambda self: self.movable())
+    @rule(data=st.data(), cause=st.sampled_from(CAUSES), final=st.booleans(), stale=st.integers(0, 9))
+    def happen(self, data: st.DataObject, cause: Cause | None, final: bool, stale: int) -> None:
+        """Something happens to a job, and its driver, or one that has lost its lease, records it."""
+        plan, ord_, event = data.draw(st.sampled_from(self.movable()))
+        if stale == 0:
+            fence = self.mine.fence - 1
+            try:
+                self.record(plan, ord_, Happened(event=event, cause=cause), fence=fence)
+            except LeaseLost:
+                return
+            raise AssertionError("a driver recorded without its lease")
+        late = plan.jobs[ord_].state is S.UNRESOLVED and event is E.NOT_APPLIED
+        self.record(plan, ord_, Happened(event=event, cause=cause, final=final, fingerprint="f"))
+        if late:  # a person's word: a finished plan runs on
+            if plan.status is P.FAILED:
+                self.move(plan, P.RUNNING)
+            self.run(lambda conn: tell_driver(conn, plan.id))
+            plan.epoch += 1
+
+    def record(self, plan: Plan, ord_: int, happened: Happened, *, fence: int | None = None) -> None:
+        job = plan.jobs[ord_]
+        wrong = next(s for s in S if s is not job.state)
+
+        async def work(conn: AsyncConnection) -> Decision:
+            await guard(conn, self.mine.lease, self.mine.fence if fence is None else fence)
+            await lock_plans(conn, [plan.id])
+            decision = decide(job.state, happened, await plan_now(conn) + FAR, job.tried(plan.policy))
+            if (
+                job.state is S.UNRESOLVED
+                and happened.event is E.NOT_APPLIED
+                and plan.status in (P.CANCELLING, P.CANCELLED)
+            ):
+                decision = replace(decision, state=S.CANCELLED)
+            right = JobChange(plan_id=plan.id, ord=ord_, server_id=job.server, expected=job.state, decision=decision)
+            assert not await move_jobs(conn, DEPLOYMENT, [replace(right, expected=wrong)])
+            assert await move_jobs(conn, DEPLOYMENT, [right])
+            return decision
+
+        job.moved(happened.event, self.run(work))
+        plan.events += 1
+
+    @rule()
+    def waits_end(self) -> None:
+        self.run(lambda conn: conn.execute(text("UPDATE jobs SET due_at = now() WHERE due_at IS NOT NULL")))
+        for plan in self.plans:
+            for job in plan.jobs:
+                job.waits = False
+
+    @rule(renewed=st.booleans())
+    def the_lease_expires(self, renewed: bool) -> None:
+        self.run(lambda conn: conn.execute(text("UPDATE leases SET expires_at = now() - interval '1 s'")))
+        self.expired = not renewed
+        if renewed:
+            assert self.run(lambda conn: renew(conn, self.mine.lease, self.mine.fence, 600))
+
+    @rule()
+    def another_driver_asks(self) -> None:
+        """It gets the lease only when it has expired, and then takes over what the first has left."""
+        fence = self.run(lambda conn: acquire(conn, self.mine.lease, "other", 600))
+        assert (fence is None) is (not self.expired)
+        if fence is None:
+            return
+        assert fence == self.mine.fence + 1
+        assert not self.run(lambda conn: renew(conn, self.mine.lease, self.mine.fence, 600))
+        self.mine, self.expired = replace(self.mine, fence=fence), False
+        jobs = self.run(lambda conn: drive.moving_jobs(conn, self.mine.project))
+        there = {(p.id, i): p for p in self.plans for i in range(len(p.jobs))}
+        assert {j.key for j in jobs} == {
+            (p.id, i) for p in self.plans if p.started
+            for i, j in enumerate(p.jobs) if j.state in HOLDING_JOB_STATES - {S.PENDING}
+        }, "nothing that moves is left without a driver"  # fmt: skip
+        for job in jobs:
+            if event := TAKEN_OVER.get(job.state):
+                self.record(there[job.key], job.ord, Happened(event=event))
+
+    @invariant()
+    def the_ledger_is_what_the_model_says(self) -> None:
+        if hasattr(self, "mine"):
+            self.run(lambda conn: agrees(conn, self.plans))
+
+
+def test_the_ledger_stays_whole_whatever_happens_in_whatever_order(databases: Databases) -> None:
+    url = databases.create()
+    with asyncio.Runner() as runner:
+        opened = open_engine(url, name="test")
+        engine = runner.run(opened.__aenter__())
+        try:
+            machine = type("Machine", (Ledger,), {"runner": runner, "engine": engine})
+            run_state_machine_as_test(
+                machine,
+                settings=settings(max_examples=30, stateful_step_count=40, deadline=None, derandomize=True,
+                                  database=None, suppress_health_check=list(HealthCheck)),
+            )  # fmt: skip
+        finally:
+            runner.run(opened.__aexit__(None, None, None))
+    databases.drop(url)
