@@ -24,10 +24,12 @@ from orchestrator.domain.targets import excluded, matches
 from orchestrator.domain.verdict import ALREADY_THERE, refusal
 from orchestrator.domain.waves import allowed_errors, assign, places
 from orchestrator.errors import CloudConfigInvalid, CloudError, CloudSignInRefused, Fault
+from orchestrator.failpoints import failpoint
 from orchestrator.ledger import leases, prepare
 from orchestrator.ledger.drive import enter_wave
 from orchestrator.ledger.holds import HeldElsewhere, take_holds
 from orchestrator.ledger.prepare import Prepared, PreparedJob, PreparedWave, PreparingPlan, Target
+from orchestrator.ledger.reconcile import restored
 from orchestrator.ledger.transitions import PlanMove, lock_plans, move_plan
 from orchestrator.log import get_logger
 from workers.cloud import limits_of, signed_in
@@ -48,6 +50,12 @@ PATIENCE = timedelta(minutes=5)
 NO_REIMAGE = Reason(
     code="volume_booted",
     message="The server boots from a volume; this cloud can't re-image volumes (it needs microversion 2.93).",
+)
+
+
+RESTORED = Reason(
+    code="database_restored",
+    message="The database was restored from a backup, so the plan doesn't start by itself: it may have run already.",
 )
 
 
@@ -370,9 +378,12 @@ async def _publish(
         if locked is None or locked.status is not PlanStatus.PREPARING:
             return
         await prepare.publish(conn, plan.id, prepared)
+        failpoint("prepare.before_publish")
         move = PlanMove(plan_id=plan.id, expected=PlanStatus.PREPARING, status=PlanStatus.READY, actor="prepare",
                         data={"digest": prepared.digest})  # fmt: skip
-        if not plan.hold:
+        if not plan.hold and await restored(conn, prepared.project):
+            move = replace(move, reason=RESTORED)
+        elif not plan.hold:
             saved = await conn.begin_nested()
             held = await take_holds(conn, project.deployment, plan.id)
             if held:
@@ -385,5 +396,6 @@ async def _publish(
                 await enter_wave(conn, plan.id, 0)
                 move = replace(move, status=PlanStatus.RUNNING)
         await move_plan(conn, move)
+    failpoint("prepare.after_publish")
     log.info("plan_prepared", plan=str(plan.id), status=move.status.value, jobs=len(prepared.jobs),
              waves=len(prepared.waves))  # fmt: skip

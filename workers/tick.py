@@ -6,6 +6,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from orchestrator.failpoints import failpoint
 from orchestrator.ledger import drive, prepare, tick
 
 
@@ -25,5 +26,6 @@ async def tick_once(engine: AsyncEngine) -> Found:
             return Found()
         await tick.expire_held_plans(conn)
         to_prepare = await prepare.plans_to_prepare(conn)
+        failpoint("tick.before_commit")
         undriven = any(not p.driven for p in await drive.due_projects(conn))
     return Found(to_prepare=to_prepare, undriven=undriven)

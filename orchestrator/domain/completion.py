@@ -103,7 +103,7 @@ def judge(expected: Expected, server: ServerSight | None, action: ActionSight | 
             reason=Reason(code="server_deleted", message="The server was deleted during its rebuild."),
         )
     if action is not None and action.failed:
-        return _failed(expected, server)
+        return _failed(expected, server, action)
     if server.task_state is not None or server.status in ("UNKNOWN", "REBUILD"):
         return Judgement(ending=Ending.UNDER_WAY)
     attested = action.succeeded if action is not None else _booted_anew(expected, server)
@@ -120,12 +120,12 @@ def judge(expected: Expected, server: ServerSight | None, action: ActionSight | 
         )
     if server.status != expected.status:
         if server.status == "ERROR":
-            return _failed(expected, server)
+            return _failed(expected, server, action)
         return Judgement(ending=Ending.UNDER_WAY)
     return Judgement(ending=Ending.DONE)
 
 
-def _failed(expected: Expected, server: ServerSight) -> Judgement:
+def _failed(expected: Expected, server: ServerSight, action: ActionSight | None) -> Judgement:
     """The action's own word is Error; where the guest is untouched, say so (nova-facts, 11)."""
     if server.status == "ERROR" and not _image_is(expected, server):
         disk = "the image was rolled back and the disk is untouched"
@@ -143,7 +143,7 @@ def _failed(expected: Expected, server: ServerSight) -> Judgement:
     return Judgement(
         ending=Ending.FAILED,
         fingerprint=f"{kind}:{server.fault_code or 0}",
-        final=True,
+        final=action is not None and (action.failed or action.succeeded),
         reason=Reason(code=f"rebuild_{kind}", message=f"{fault}(status {server.status}; {disk})"),
     )
 

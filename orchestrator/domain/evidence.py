@@ -289,7 +289,8 @@ def settle(open_: Open, weighed: Weighed, now: datetime) -> tuple[Settlement, Op
             return Settlement.NOT_APPLIED, open_
         case Finding.GONE:
             kept = open_.counted(Finding.GONE)
-            return (Settlement.GONE if weighed.certain or kept.looks >= NEEDED_404 else Settlement.WAIT), kept
+            believed = weighed.certain or (quiet and kept.looks >= NEEDED_404)
+            return (Settlement.GONE if believed else Settlement.WAIT), kept
         case Finding.NOTHING if quiet:
             kept = open_.counted(Finding.NOTHING)
             if kept.looks < NEEDED_LOOKS:

@@ -15,7 +15,7 @@ from orchestrator.domain.evidence import Case
 from orchestrator.domain.gate import PlanFigures, WaveFigures
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.failpoints import failpoint
-from orchestrator.ledger.leases import drive_lease, guard
+from orchestrator.ledger.leases import INCARNATION, drive_lease, guard
 from orchestrator.ledger.sql import columns_of, sql, to_json, unnest
 from orchestrator.ledger.tables import NO_WAVE
 from orchestrator.ledger.transitions import (
@@ -99,7 +99,7 @@ class ClaimedJob:
             request_id=self.request_id,
             marker=baseline.get("marker"),
             since=_time(baseline.get("date")),
-            user_id=user_id,
+            user_id=baseline.get("user") or user_id,
             known_actions=frozenset(baseline.get("rebuild_actions") or ()),
             launched_before=_time(baseline.get("launched_at")),
             target_image=self.target_image,
@@ -139,12 +139,12 @@ class Ownership:
 async def due_projects(conn: AsyncConnection) -> list[DueProject]:
     """Projects that have plans to drive, each with one of the clouds that name it."""
     rows = await conn.execute(
-        sql("""
+        sql(f"""
         SELECT p.id, p.deployment, min(pl.cloud) AS cloud,
-               coalesce(bool_or(l.expires_at > clock_timestamp()), false) AS driven
+               coalesce(bool_or(l.expires_at > clock_timestamp() AND l.incarnation = {INCARNATION}), false) AS driven
         FROM plans pl JOIN projects p ON p.id = pl.project LEFT JOIN leases l ON l.name = 'drive:' || p.id
         WHERE pl.project IS NOT NULL AND pl.due
-        GROUP BY p.id ORDER BY p.id""")
+        GROUP BY p.id ORDER BY p.id""")  # noqa: S608
     )
     return [DueProject(project=r.id, cloud=r.cloud, deployment=r.deployment, driven=r.driven) for r in rows]
 

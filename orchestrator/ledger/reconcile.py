@@ -28,6 +28,10 @@ class Changed:
     now: str
     restored: bool
     """From a backup, rather than failed over."""
+    since: datetime
+    """When that was first noticed, by the ledger's clock."""
+    first: bool
+    """Noticed just now: nobody has acted on it yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +61,51 @@ async def changed(conn: AsyncConnection, project: int, before: LastSeen | None) 
     """Whether the ledger has to be held against the cloud before anything is sent. None: it is the database that it
     was; a project that is driven for the first time is noted and trusted."""
     now = await incarnation(conn)
-    known = (await conn.execute(sql("SELECT incarnation FROM projects WHERE id = :id"), {"id": project})).scalar_one()
-    if known is None:
+    row = (
+        await conn.execute(
+            sql("SELECT incarnation, changed_to, changed_at, changed_restored FROM projects WHERE id = :id FOR UPDATE"),
+            {"id": project},
+        )
+    ).one()
+    if row.incarnation is None:
         await reconciled(conn, project, now)
-    if known is None or known == now:
+    if row.incarnation in (None, now):
         return None
+    if row.changed_to == now:
+        return Changed(now=now, restored=row.changed_restored, since=row.changed_at, first=False)
     late = before is not None and before.alive_at is not None and before.now - before.alive_at > RESTORED_AFTER
-    return Changed(now=now, restored=late or known.partition("/")[0] != now.partition("/")[0])
+    restored = late or row.incarnation.partition("/")[0] != now.partition("/")[0]
+    noted = await conn.execute(
+        sql("""
+        UPDATE projects SET changed_to = :now, changed_at = clock_timestamp(), changed_restored = :restored
+        WHERE id = :id RETURNING changed_at"""),
+        {"now": now, "restored": restored, "id": project},
+    )
+    return Changed(now=now, restored=restored, since=noted.scalar_one(), first=True)
+
+
+async def restored(conn: AsyncConnection, project: int) -> bool:
+    """Whether the database was restored from a backup and the project is not reconciled yet."""
+    now = await incarnation(conn)
+    row = (
+        await conn.execute(
+            sql("SELECT incarnation, changed_to, changed_restored FROM projects WHERE id = :id"), {"id": project}
+        )
+    ).one()
+    if row.incarnation in (None, now):
+        return False
+    other = row.incarnation.partition("/")[0] != now.partition("/")[0]
+    return other or (row.changed_to == now and bool(row.changed_restored))
 
 
 async def reconciled(conn: AsyncConnection, project: int, now: str) -> None:
     """The project's ledger is known to be true on this database."""
-    await conn.execute(sql("UPDATE projects SET incarnation = :now WHERE id = :id"), {"now": now, "id": project})
+    await conn.execute(
+        sql("""
+        UPDATE projects SET incarnation = :now, changed_to = NULL, changed_at = NULL, changed_restored = NULL
+        WHERE id = :id"""),
+        {"now": now, "id": project},
+    )
 
 
 async def pause_all(conn: AsyncConnection, project: int, reason: Reason) -> int:
@@ -123,10 +160,12 @@ async def insert_lost_attempts(conn: AsyncConnection, fence: int, attempts: Sequ
     await conn.execute(
         sql(f"""
         WITH i AS (SELECT * FROM {unnest("t", columns)}), counted AS (
-          UPDATE jobs j SET attempts = i.number FROM i WHERE j.plan_id = i.plan_id AND j.ord = i.ord)
-        INSERT INTO attempts (plan_id, ord, number, fence, body_sha256, baseline, request_id)
-        SELECT plan_id, ord, number, :fence, '', CAST(baseline AS jsonb), request_id FROM i
-        ON CONFLICT (plan_id, ord, number) DO NOTHING"""),  # noqa: S608
+          UPDATE jobs j SET attempts = greatest(j.attempts, i.number)
+          FROM i WHERE j.plan_id = i.plan_id AND j.ord = i.ord)
+        INSERT INTO attempts AS a (plan_id, ord, number, fence, body_sha256, baseline, request_id, effect)
+        SELECT plan_id, ord, number, :fence, '', CAST(baseline AS jsonb), request_id, 'applied' FROM i
+        ON CONFLICT (plan_id, ord, number) DO UPDATE
+        SET effect = 'applied', request_id = coalesce(a.request_id, excluded.request_id)"""),  # noqa: S608
         columns_of(columns, rows) | {"fence": fence},
     )
 
@@ -142,6 +181,23 @@ async def retake_holds(conn: AsyncConnection, deployment: str, jobs: Sequence[Cl
         ON CONFLICT DO NOTHING"""),  # noqa: S608
         {"deployment": deployment} | columns_of(columns, rows),
     )
+
+
+AttemptKey = tuple[UUID, int, int]
+"""Plan id, the job's place in it, and the attempt's number."""
+
+
+async def known_effects(conn: AsyncConnection, keys: Sequence[AttemptKey]) -> dict[AttemptKey, str]:
+    """What is known of the effect of attempts, those of which nothing is are left out."""
+    columns = {"plan_id": "uuid", "ord": "int", "number": "int"}
+    rows = await conn.execute(
+        sql(f"""
+        SELECT a.plan_id, a.ord, a.number, a.effect FROM attempts a JOIN {unnest("i", columns)}
+          ON a.plan_id = i.plan_id AND a.ord = i.ord AND a.number = i.number
+        WHERE a.effect IS NOT NULL"""),  # noqa: S608
+        columns_of(columns, keys),
+    )
+    return {(r.plan_id, r.ord, r.number): r.effect for r in rows}
 
 
 FINISHED_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.REFUSED, JobState.CANCELLED})

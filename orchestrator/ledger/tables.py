@@ -59,6 +59,10 @@ class Project(Base):
     """Median duration of a rebuild, from the 202 to its success."""
     incarnation: Mapped[str | None]
     """The database (system identifier and timeline) under which the ledger was last known to agree with the cloud."""
+    changed_to: Mapped[str | None]
+    changed_at: Mapped[datetime | None]
+    changed_restored: Mapped[bool | None]
+    """Another database that answers now, since when, and whether from a backup: until it is reconciled."""
     trouble_code: Mapped[str | None]
     trouble_message: Mapped[str | None]
     """Why nothing is sent just now, though plans run; the plans say it."""
@@ -259,6 +263,8 @@ class Attempt(Base):
     cloud_date: Mapped[datetime | None]
     request_id: Mapped[str | None]
     http_status: Mapped[int | None]
+    effect: Mapped[str | None]
+    """`applied` or `not_applied`, once it is known: by the answer, by evidence, or by a person's word."""
     classification: Mapped[str | None]
     """`effect/cause`, as `clouds.answers` has them."""
     message: Mapped[str | None]

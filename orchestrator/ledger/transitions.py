@@ -30,6 +30,8 @@ class AttemptAnswer:
     number: int
     classification: str | None = None
     """None: nothing came back; this is evidence found later."""
+    effect: str | None = None
+    """`applied` or `not_applied`, where that is known by now."""
     http_status: int | None = None
     request_id: str | None = None
     cloud_date: datetime | None = None
@@ -195,10 +197,11 @@ async def _record_answers(conn: AsyncConnection, changes: Sequence[JobChange]) -
 async def record_attempts(conn: AsyncConnection, answers: Sequence[tuple[JobKey, AttemptAnswer]]) -> None:
     """Answers and evidence of attempts. Evidence is appended, with the ledger's time, and never changed."""
     columns = {"plan_id": "uuid", "ord": "int", "number": "int", "classification": "text", "http_status": "int",
-               "request_id": "text", "cloud_date": "timestamptz", "message": "text", "evidence": "jsonb"}  # fmt: skip
+               "request_id": "text", "cloud_date": "timestamptz", "message": "text", "evidence": "jsonb",
+               "effect": "text"}  # fmt: skip
     rows = [
         (plan_id, ord_, a.number, a.classification, a.http_status, a.request_id, a.cloud_date, a.message,
-         list(a.evidence))
+         list(a.evidence), a.effect)
         for (plan_id, ord_), a in answers
     ]  # fmt: skip
     if not rows:
@@ -207,7 +210,7 @@ async def record_attempts(conn: AsyncConnection, answers: Sequence[tuple[JobKey,
         sql(f"""
         UPDATE attempts a SET
           answered_at = CASE WHEN i.classification IS NULL THEN a.answered_at ELSE clock_timestamp() END,
-          classification = coalesce(i.classification, a.classification),
+          classification = coalesce(i.classification, a.classification), effect = coalesce(i.effect, a.effect),
           http_status = coalesce(i.http_status, a.http_status), request_id = coalesce(i.request_id, a.request_id),
           cloud_date = coalesce(i.cloud_date, a.cloud_date),
           message = coalesce(nullif(i.message, ''), a.message),

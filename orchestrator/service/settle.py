@@ -138,7 +138,10 @@ async def _settle(
     if event is JobEvent.NOT_APPLIED and plan.status in (PlanStatus.CANCELLING, PlanStatus.CANCELLED):
         decided = replace(decided, state=JobState.CANCELLED)
     evidence = [{"kind": "person", "value": f"{principal.name}: {decision} ({said})"}]
-    answer = AttemptAnswer(number=job.attempt, evidence=[*(weighed.evidence if weighed else ()), *evidence])
+    effect = None if decision is ResolveDecision.GIVE_UP else decision.value
+    answer = AttemptAnswer(
+        number=job.attempt, effect=effect, evidence=[*(weighed.evidence if weighed else ()), *evidence]
+    )
     await move_jobs(
         conn, plan.deployment or "",
         [JobChange(plan_id=job.plan_id, ord=job.ord, server_id=job.server_id, expected=job.state, decision=decided,

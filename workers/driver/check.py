@@ -1,13 +1,14 @@
 """Checking: the last look at a server before its disk is wiped."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator.domain.causes import Cause
 from orchestrator.domain.decide import Happened, Reason
-from orchestrator.domain.evidence import marker_of
+from orchestrator.domain.evidence import MARKER, marked, marker_of
 from orchestrator.domain.lifecycle import JobEvent
 from orchestrator.domain.request import Call, RequestInvalid, body_sha256, build_call, matches_request
 from orchestrator.domain.spec import Overrides
@@ -17,20 +18,24 @@ from orchestrator.errors import CloudError
 from orchestrator.failpoints import failpoint
 from orchestrator.ledger.drive import ClaimedJob
 from orchestrator.ledger.prepare import known_actions, last_rebuild_states
+from orchestrator.ledger.reconcile import AttemptKey, LostAttempt, known_effects
+from orchestrator.ledger.transitions import JobKey
 from orchestrator.log import get_logger
 from workers.driver.desk import Checked, Desk
 from workers.driver.mirror import FEW, FRESH_SECONDS, View
+from workers.driver.reconcile import adopt
 
 log = get_logger(__name__)
 
 
-def baseline_of(view: View, call: Call, known: Sequence[str]) -> dict[str, object]:
+def baseline_of(view: View, call: Call, known: Sequence[str], user: str | None) -> dict[str, object]:
     """What the ledger keeps of a server right before its call; `known`: request ids of its rebuilds that are accounted
     for, by the ledger (asking the cloud for each server's would double the calls; its `date` bounds what is new)."""
     server = view.server
     if server is None:
         return {}
     return {
+        "user": user,
         "marker": call.marker,
         "marker_left_out": call.marker_left_out,
         "rebuild_actions": list(known),
@@ -70,7 +75,8 @@ async def _check(desk: Desk, jobs: Sequence[ClaimedJob]) -> None:
             await _let_go(desk, job, Happened(event=JobEvent.POSTPONE, retry_after=5.0,
                                               reason=Reason(code=e.code, message=e.message)))  # fmt: skip
         return
-    candidates = [job for job in jobs if await _passes(desk, job)]
+    late = await _late_effects(desk, jobs)
+    candidates = [job for job in jobs if job.key not in late and await _passes(desk, job)]
     done = await _already_there(desk, candidates)
     async with desk.engine.connect() as conn:
         known = await known_actions(conn, desk.own.deployment, [j.server_id for j in candidates])
@@ -79,6 +85,31 @@ async def _check(desk: Desk, jobs: Sequence[ClaimedJob]) -> None:
             await _let_go(desk, job, Happened(event=JobEvent.SKIP, reason=ALREADY_THERE))
         else:
             await _make_ready(desk, job, known.get(job.server_id, ()))
+
+
+async def _late_effects(desk: Desk, jobs: Sequence[ClaimedJob]) -> set[JobKey]:
+    """Jobs whose server says that a call of theirs took effect though the ledger has it otherwise: the call was settled
+    as not applied and came late, or its attempt was lost with the database. They are watched, not sent again."""
+    says: dict[AttemptKey, ClaimedJob] = {}
+    for job in jobs:
+        view = desk.mirror.view(job.server_id)
+        mine = marked(view.server.metadata.get(MARKER)) if view and view.server else None
+        if mine is not None and mine[0] == job.plan_id:
+            says[job.plan_id, job.ord, mine[1]] = job
+    if not says:
+        return set()
+    async with desk.engine.connect() as conn:
+        effects = await known_effects(conn, list(says))
+    late = [
+        (replace(job, state=JobState.CHECKING),
+         LostAttempt(plan_id=job.plan_id, ord=job.ord, number=key[2], request_id=None, marker=marker_of(*key[::2])))
+        for key, job in says.items() if effects.get(key) != "applied"
+    ]  # fmt: skip
+    if late:
+        await adopt(desk, late, "The server carries the marker of a call that was thought to have had no effect.")
+    keys = {job.key for job, _ in late}
+    desk.claimed -= keys
+    return keys
 
 
 async def _freshen(desk: Desk, server_ids: Sequence[str]) -> None:
@@ -104,7 +135,7 @@ async def _passes(desk: Desk, job: ClaimedJob) -> bool:
         not_shown = Reason(code="not_shown", message="The cloud says 404 to the server; it is asked again.")
         await _let_go(desk, job, Happened(event=JobEvent.POSTPONE, retry_after=3.0, reason=not_shown))
         return False
-    if reason := refusal(view.server, desk.limits, reimage_boot_volume=plan.spec.rebuild.reimage_boot_volume):
+    if reason := refusal(view.server, plan.limits, reimage_boot_volume=plan.spec.rebuild.reimage_boot_volume):
         await _let_go(desk, job, Happened(event=JobEvent.REFUSE, reason=reason))
         return False
     assert view.server is not None  # noqa: S101  refusal() has said so
@@ -149,10 +180,10 @@ async def _make_ready(desk: Desk, job: ClaimedJob, known: Sequence[str]) -> None
         await _let_go(desk, job, Happened(event=JobEvent.REFUSE, reason=Reason(code=e.code, message=e.message)))
         return
     failpoint("check.ready")
+    baseline = baseline_of(view, call, known, desk.cloud.user_id)
     desk.ready.append(
-        Checked(job=job, server=view.server, baseline=baseline_of(view, call, known), body=call.body,
-                body_sha256=body_sha256(call.body), reimage=view.server.volume_booted,
-                epoch=plan.row.go_epoch)
+        Checked(job=job, server=view.server, baseline=baseline, body=call.body, body_sha256=body_sha256(call.body),
+                reimage=view.server.volume_booted, epoch=plan.row.go_epoch)
     )  # fmt: skip
     desk.filled.set()
 

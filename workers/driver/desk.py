@@ -38,6 +38,8 @@ class LivePlan:
     waves: int
     settings: CloudSettings
     """Of the cloud that the plan names; another name of the same project may have others."""
+    limits: Limits
+    """What that cloud's settings refuse."""
     pace: LocalPace | None
     """The plan's own `rate`, where it goes below the cloud's."""
 

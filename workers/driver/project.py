@@ -101,6 +101,9 @@ def _dropped(desk: Desk) -> Callable[[JobChange], None]:
         _out_of_hand(desk, change)
         log.info("change_dropped", plan=str(change.plan_id), server=change.server_id, expected=change.expected.value,
                  state=change.decision.state.value)  # fmt: skip
+        if change.decision.state is JobState.REBUILDING and change.server_id:
+            desk.watched.pop(change.server_id, None)  # somebody else's word was first
+            desk.reload_wanted = True
 
     return dropped
 
@@ -192,6 +195,7 @@ async def _reload(desk: Desk, *, adopt: bool = True) -> None:
         pace = old.pace if old and old.row.rate == row.rate else (LocalPace(row.rate) if row.rate else None)
         settings = old.settings if old else await asyncio.to_thread(_settings_of, row.cloud, desk.settings)
         plans[plan_id] = LivePlan(row=row, spec=spec, policy=policy_of(spec), settings=settings, pace=pace,
+                                  limits=limits_of(settings, desk.limits.project_id),
                                   waves=len(spec.rollout.waves))  # fmt: skip
     desk.plans = plans
     if adopt:

@@ -23,6 +23,7 @@ from orchestrator.ledger.drive import ClaimedJob
 from orchestrator.ledger.leases import guard
 from orchestrator.ledger.prepare import known_actions
 from orchestrator.ledger.reconcile import Changed, LostAttempt
+from orchestrator.ledger.settle import tell_driver
 from orchestrator.ledger.transitions import JobChange, lock_plans, move_jobs
 from orchestrator.log import get_logger
 from workers.driver.desk import Desk
@@ -38,7 +39,7 @@ SKEW = timedelta(minutes=1)
 
 async def reconcile(desk: Desk, change: Changed) -> None:
     """Looks until the quiescence period is over, then lets the driver go on. Runs beside the watch."""
-    until = time.monotonic() + desk.settings.quiescence
+    until = time.monotonic() + desk.settings.quiescence - (desk.lease.now() - change.since).total_seconds()
     log.warning("database_changed", project=desk.own.project, incarnation=change.now, restored=change.restored,
                 quiescence=desk.settings.quiescence)  # fmt: skip
     pause = 0.5
@@ -68,7 +69,7 @@ async def begin(desk: Desk, change: Changed) -> None:
         message=f"The database {what}: for {minutes:g} min nothing is sent, while the ledger is held against what the "
         "cloud has done.",
     )
-    if change.restored:
+    if change.restored and change.first:
         reason = Reason(code="database_restored", message="The database was restored from a backup, so its plans are "
                         "paused: look at what they would do before you resume them.")  # fmt: skip
         async with desk.engine.begin() as conn:
@@ -79,34 +80,54 @@ async def begin(desk: Desk, change: Changed) -> None:
 
 async def _look(desk: Desk) -> bool:
     """One look at every job that the ledger takes for unsent or ended; lost calls are adopted. True: all were seen."""
+    complete = True
     async with desk.engine.connect() as conn:
         doubtful = await ledger.doubtful_jobs(conn, desk.own.project)
         known = await known_actions(conn, desk.own.deployment, [job.server_id for job, _ in doubtful])
     desk.mirror.wanted.update(job.server_id for job, _ in doubtful)
+    began = time.monotonic()
     await desk.mirror.read_all()
+    newest = {job.server_id: job.plan_id for job, _ in doubtful}  # in the order of plans: the last one has the server
     found: list[tuple[ClaimedJob, LostAttempt]] = []
     for job, since in doubtful:
-        view = desk.mirror.view(job.server_id)
-        lost = await _lost_call(desk, job, since - SKEW, view, frozenset(known.get(job.server_id, ())))
+        ours = newest[job.server_id] == job.plan_id
+        view = await _seen(desk, job.server_id, began)
+        if view is None:
+            complete = complete and not ours
+            continue
+        lost = await _lost_call(desk, job, since - SKEW, view, frozenset(known.get(job.server_id, ())), ours=ours)
         if lost:
             found.append((job, lost))
     failpoint("reconcile.before_write")
     if found:
-        await _adopt(desk, found)
-    return True
+        await adopt(desk, found, "The database lost this call; the cloud has carried it out.")
+    return complete
+
+
+async def _seen(desk: Desk, server_id: str, began: float) -> View | None:
+    """A view since `began` of a server that shows itself, or is surely gone; None: it can't be told yet."""
+    view = desk.mirror.view(server_id)
+    if view is None or view.seen_at < began:
+        view = await desk.mirror.read_one(server_id)
+    if view.server is None:
+        return view if desk.mirror.surely_gone(server_id) else None
+    return None if view.server.status == "UNKNOWN" else view
 
 
 async def _lost_call(
-    desk: Desk, job: ClaimedJob, since: datetime, view: View | None, known: frozenset[str]
+    desk: Desk, job: ClaimedJob, since: datetime, view: View, known: frozenset[str], *, ours: bool
 ) -> LostAttempt | None:
-    """The job's call that the cloud has carried out and the ledger doesn't know of."""
-    server = view.server if view else None
+    """The job's call that the cloud has carried out and the ledger doesn't know of. `ours`: no later plan has the
+    server, so that an action which nothing accounts for can be this job's."""
+    server = view.server
     if server is None:
         return None
     marker = server.metadata.get(MARKER)
     mine = marked(marker)
     lost = mine is not None and mine[0] == job.plan_id and mine[1] > job.attempt
-    stirred = server.task_state is not None or server.updated is None or server.updated >= since - CLOCKS
+    told = mine is not None and not lost  # by a marker: of a rebuild that is known, or of another plan's
+    moved = server.task_state is not None or server.updated is None or server.updated >= since - CLOCKS
+    stirred = ours and not told and moved
     if not (lost or stirred):
         return None
     case = Case(cause=Cause.NO_ANSWER, since=since, user_id=desk.cloud.user_id,
@@ -124,15 +145,14 @@ async def _lost_call(
     )
 
 
-async def _adopt(desk: Desk, found: Sequence[tuple[ClaimedJob, LostAttempt]]) -> None:
-    """Lost calls become attempts, and their jobs are watched as rebuilds."""
+async def adopt(desk: Desk, found: Sequence[tuple[ClaimedJob, LostAttempt]], said: str) -> None:
+    """Calls that the ledger had lost or misjudged become attempts, and their jobs are watched as rebuilds."""
     now = desk.lease.now()
     changes = []
     for job, lost in found:
         plan = desk.plans.get(job.plan_id)
         tried = Tried(policy=plan.policy) if plan else Tried()
-        said = "The database lost this call; the cloud has carried it out."
-        happened = Happened(event=JobEvent.FOUND_APPLIED, reason=Reason(code="found_after_failover", message=said))
+        happened = Happened(event=JobEvent.FOUND_APPLIED, reason=Reason(code="found_applied", message=said))
         changes.append(JobChange(plan_id=job.plan_id, ord=job.ord, server_id=job.server_id, expected=job.state,
                                  decision=decide(job.state, happened, now, tried), actor="reconcile",
                                  data={"attempt": lost.number, "request_id": lost.request_id}))  # fmt: skip
@@ -144,5 +164,7 @@ async def _adopt(desk: Desk, found: Sequence[tuple[ClaimedJob, LostAttempt]]) ->
             await ledger.retake_holds(conn, desk.own.deployment, ended)
         await ledger.insert_lost_attempts(conn, desk.own.fence, [lost for _, lost in found])
         moved = await move_jobs(conn, desk.own.deployment, changes)
+        for plan_id in {job.plan_id for job, _ in found}:
+            await tell_driver(conn, plan_id)
     log.warning("lost_calls_found", project=desk.own.project, calls=len(moved))
     desk.reload_wanted = True

@@ -12,8 +12,9 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.clouds.look import look
+from orchestrator.domain.causes import Effect
 from orchestrator.domain.decide import Happened, Reason
-from orchestrator.domain.evidence import MARKER, Finding, Open, Settlement, Weighed, marked, settle, weigh
+from orchestrator.domain.evidence import MARKER, Finding, Look, Open, Settlement, Weighed, marked, settle, weigh
 from orchestrator.domain.lifecycle import JobEvent
 from orchestrator.domain.states import JobState
 from orchestrator.errors import CloudError
@@ -73,8 +74,9 @@ def _shows(desk: Desk, call: OpenCall) -> bool:
     server, case = view.server, call.case
     mine = marked(server.metadata.get(MARKER)) == (call.job.plan_id, call.number)
     booted = server.launched_at is not None and server.launched_at != case.launched_before
-    trace = (mine, server.launched_at if booted else None)
-    news = (mine or booted) and trace != call.trace
+    deleted = server.status in ("DELETED", "SOFT_DELETED")
+    trace = (mine, deleted, server.launched_at if booted else None)
+    news = (mine or deleted or booted) and trace != call.trace
     call.seen_at, call.trace = view.seen_at, trace
     return news
 
@@ -83,7 +85,7 @@ async def _look(desk: Desk, call: OpenCall, places: asyncio.Semaphore) -> None:
     try:
         async with places:
             failpoint("resolve.before_look")
-            weighed = weigh(call.case, await look(desk.cloud, call.job.server_id))
+            weighed = weigh(call.case, _deleted(desk, call) or await look(desk.cloud, call.job.server_id))
             settlement, call.open = settle(call.open, weighed, desk.lease.now())
             await _act(desk, call, weighed, settlement)
     except CloudError as e:  # a failed read is no look: silence must be heard in a row
@@ -95,6 +97,13 @@ async def _look(desk: Desk, call: OpenCall, places: asyncio.Semaphore) -> None:
         _look_again(desk, call, AGAIN)
     finally:
         call.looking = False
+
+
+def _deleted(desk: Desk, call: OpenCall) -> Look | None:
+    """What the mirror knows for certain: the changes of the project show the server as deleted."""
+    view = desk.mirror.view(call.job.server_id)
+    deleted = view is not None and view.server is not None and view.server.status in ("DELETED", "SOFT_DELETED")
+    return Look(server=view.server, actions=None) if view and deleted else None
 
 
 async def _act(desk: Desk, call: OpenCall, weighed: Weighed, settlement: Settlement) -> None:
@@ -112,8 +121,9 @@ async def _act(desk: Desk, call: OpenCall, weighed: Weighed, settlement: Settlem
             busy = call.case.turned_away
             event = JobEvent.TURNED_AWAY if busy else JobEvent.NOT_APPLIED
             code = "busy" if busy else "not_applied"
-            await _end(desk, call, weighed, Happened(event=event, cause=call.case.cause, fingerprint="not_applied",
-                                                     reason=Reason(code=code, message=weighed.says)))  # fmt: skip
+            happened = Happened(event=event, cause=call.case.cause, fingerprint="not_applied",
+                                reason=Reason(code=code, message=weighed.says))  # fmt: skip
+            await _end(desk, call, weighed, happened, effect=Effect.NOT_APPLIED)
         case Settlement.GONE:
             reason = Reason(code="server_deleted", message="The server was deleted; whether the call had an effect "
                             "doesn't matter any more.")  # fmt: skip
@@ -143,7 +153,7 @@ async def _found_applied(desk: Desk, call: OpenCall, weighed: Weighed) -> None:
         request_id=request_id, accepted_at=time.monotonic(), deadline_at=call.sent_at + timedelta(seconds=timeout),
         canary=True, measured=False,  # without the 202 nothing but a look of its own attests the end
     )  # fmt: skip
-    await _end(desk, call, weighed, happened, request_id=request_id)
+    await _end(desk, call, weighed, happened, effect=Effect.APPLIED, request_id=request_id)
 
 
 async def _unresolved(desk: Desk, call: OpenCall, weighed: Weighed) -> None:
@@ -160,13 +170,20 @@ async def _unresolved(desk: Desk, call: OpenCall, weighed: Weighed) -> None:
 
 
 async def _end(
-    desk: Desk, call: OpenCall, weighed: Weighed, happened: Happened, *, request_id: str | None = None
+    desk: Desk,
+    call: OpenCall,
+    weighed: Weighed,
+    happened: Happened,
+    *,
+    effect: Effect | None = None,
+    request_id: str | None = None,
 ) -> None:
     """The call is settled: it is open no longer."""
     if desk.open.get(call.job.server_id) is call:
         del desk.open[call.job.server_id]
     failpoint("resolve.settled")
-    answer = AttemptAnswer(number=call.number, request_id=request_id, evidence=_evidence(weighed))
+    answer = AttemptAnswer(number=call.number, request_id=request_id, evidence=_evidence(weighed),
+                           effect=effect.value if effect else None)  # fmt: skip
     log.info("resolved", plan=str(call.job.plan_id), server=call.job.server_id, finding=weighed.finding.value,
              says=weighed.says)  # fmt: skip
     await desk.happen(call.job, call.state, happened, answer=answer, data={"says": weighed.says})

@@ -86,7 +86,7 @@ def _take(desk: Desk, size: int) -> list[Checked]:
             break
         checked = desk.ready.popleft()
         plan = desk.plans.get(checked.job.plan_id)
-        if plan is None or not plan.running or desk.mirror.age(checked.job.server_id) > FRESH_SECONDS:
+        if plan is None or not plan.running or not _still_so(desk, checked):
             desk.unchecked.append(checked.job)
             desk.filled.set()
         elif plan.pace and plan.pace.next > soon:
@@ -96,6 +96,13 @@ def _take(desk: Desk, size: int) -> list[Checked]:
                 plan.pace.reserve(1, time.monotonic())
             batch.append(checked)
     return batch
+
+
+def _still_so(desk: Desk, checked: Checked) -> bool:
+    """Whether the server is, by a view that is fresh, just what was checked."""
+    view = desk.mirror.view(checked.job.server_id)
+    fresh = desk.mirror.age(checked.job.server_id) <= FRESH_SECONDS
+    return fresh and view is not None and view.server == checked.server
 
 
 async def _second_gate(desk: Desk, batch: Sequence[Checked]) -> list[Checked]:
@@ -148,8 +155,9 @@ async def _call(desk: Desk, checked: Checked, permit: Permit) -> tuple[Answer, P
         permit = again[0]
 
     def ready() -> bool:
+        fresh = desk.lease.fresh()
         failpoint("send.before_write")
-        return desk.lease.fresh()
+        return fresh
 
     answer = await desk.cloud.rebuild(
         checked.job.server_id, checked.body, reimage_boot_volume=checked.reimage, ready=ready
@@ -164,6 +172,7 @@ async def _settle(desk: Desk, checked: Checked, answer: Answer, permit: Permit, 
     happened = _quota_learned(desk, checked, answer) or happened_of(answer)
     record = AttemptAnswer(
         number=job.attempt + 1, classification=f"{answer.effect}/{answer.cause}", http_status=answer.http_status,
+        effect=None if happened.event is JobEvent.UNKNOWN else answer.effect.value,
         request_id=answer.request_id, cloud_date=answer.date, message=answer.message,
     )  # fmt: skip
     data = {"attempt": record.number, "http_status": answer.http_status, "request_id": answer.request_id}
@@ -190,9 +199,9 @@ async def _settle(desk: Desk, checked: Checked, answer: Answer, permit: Permit, 
 def _quota_learned(desk: Desk, checked: Checked, answer: Answer) -> Happened | None:
     """The cloud allows fewer metadata items than Nova usually does: our marker was one too many, which is no try."""
     found = re.search(r"metadata items exceeds (\d+)", answer.message) if answer.cause is Cause.FORBIDDEN else None
-    if found is None or not checked.baseline.get("marker") or int(found[1]) >= desk.metadata_items:
+    if found is None or not checked.baseline.get("marker"):
         return None
-    desk.metadata_items = int(found[1])
+    desk.metadata_items = min(desk.metadata_items, int(found[1]))
     reason = Reason(code="metadata_quota", message=f"{answer.message} The marker is left out.")
     return Happened(event=JobEvent.TURNED_AWAY, cause=Cause.FORBIDDEN, reason=reason)
 
