@@ -340,7 +340,7 @@ async def _asked_of_the_api(one: _Play, plan: UUID, last: Outcome | None) -> lis
 
 
 def _sum_up(result: Result, one: _Play, last: Outcome | None) -> None:
-    result.faults_found += one.said
+    result.faults_found += [*one.said, *one.stage.crew.dead()]
     result.struck, result.stall = one.note_crash(), round(one.stalls.longest, 3)
     result.done = dict(Counter(str(deed) for deed in one.done))
     result.takeovers = [round(t.seconds, 1) for t in one.takeovers() if t.seconds is not None]

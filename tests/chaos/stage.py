@@ -72,6 +72,10 @@ class Crew:
         """Children of that process: of a drive worker, the drive processes."""
         return children_of(self.running[name].pid) if name in self.running else []
 
+    def dead(self) -> list[str]:
+        """What nobody here ended, and doesn't run: each with its exit code."""
+        return [f"{n} ended by itself, code {p.returncode}" for n, p in self.running.items() if p.poll() is not None]
+
     def drive_pids(self) -> set[int]:
         """All drive processes there are."""
         return {pid for name in self.running if name.startswith("drive") for pid in self.pids(name)}

@@ -25,7 +25,7 @@ SMALL = Script(
 HITS: Mapping[str, int] = {
     "claim.before_commit": 1, "claim.after_commit": 1, "check.before": 1, "check.ready": 9, "gate.before_commit": 3,
     "gate.after_commit": 4, "send.before_write": 7, "send.after_answer": 8, "record.before_commit": 5,
-    "record.after_commit": 6, "ledger.moved": 7, "watch.before_poll": 3,
+    "record.after_commit": 6, "ledger.moved": 7,
 }  # fmt: skip
 """At which hit a process crashes: in the midst of the plan rather than at its begin. 1 for all others."""
 
