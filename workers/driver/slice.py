@@ -133,7 +133,8 @@ class Slice:
             return
         error = task.exception()
         causes = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)
-        for cause in causes:
+        lost = [c for c in causes if isinstance(c, LeaseLost)]  # whatever else broke then is a consequence
+        for cause in lost[:1] or causes:
             match cause:
                 case None:
                     pass
