@@ -264,8 +264,8 @@ async def play(script: Script, *, keep: Path | None = None) -> Result:
 def _cast(script: Script) -> list[str]:
     """Names of the processes, in the order in which they are started."""
     drives = [f"drive-{number + 1}" for number in range(script.drives)]
-    optional = [name for name, there in (("api", script.with_api), ("beat", script.with_beat)) if there]
-    return [*optional, "control-1", "prepare-1", *drives]
+    optional = {"api": script.with_api, "beat": script.with_beat, "control-1": script.with_control}
+    return [*(name for name, there in optional.items() if there), "prepare-1", *drives]
 
 
 def _each(more: Any, numbered: list[str]) -> dict[str, Any]:

@@ -100,7 +100,8 @@ class Script:
     with_api: bool = True
     """Whether the plan is submitted through an API process; else it is written as the API writes it."""
     with_beat: bool = True
-    """Without one, drive processes alone tick."""
+    with_control: bool = True
+    """Whether a worker takes beat's ticks. Without it drive processes alone tick, as they do anyway."""
     mishaps: Sequence[Mishap] = ()
     acts: Sequence[Act] = ()
     failpoint: str = ""
@@ -166,7 +167,8 @@ def script_of(seed: int) -> Script:
         timeout=STUCK_AFTER if for_ever else "120s",
         drives=2 if rng.random() < 0.3 else 1,
         with_api=Deed.KILL_API in deeds or rng.random() < 0.3,
-        with_beat=Deed.KILL_BEAT in deeds or rng.random() < 0.5,
+        with_beat=Deed.KILL_BEAT in deeds or rng.random() < 0.3,
+        with_control=bool({Deed.KILL_CONTROL, Deed.KILL_BEAT} & set(deeds)) or rng.random() < 0.4,
         mishaps=mishaps,
         acts=sorted(acts, key=lambda a: (a.share, a.pause)),
     )

@@ -15,6 +15,7 @@ SMALL = Script(
     seed=0,
     with_api=False,
     with_beat=False,
+    with_control=False,
     mishaps=[
         Mishap(kind=FaultKind.DROP_AFTER, numbers=[4, 5], more={"times": 1}),
         Mishap(kind=FaultKind.SPAWN_FAILS, numbers=[6], more={"times": 1}),
@@ -42,9 +43,10 @@ SHORT = ("gate.after_commit", "send.after_answer", "record.before_commit")
 
 
 def scenario(point: str) -> Script:
-    """A small plan in which a process crashes at that point."""
-    acts = [ACTS[point]] if point in ACTS else []
-    return replace(SMALL, failpoint=f"{point}@{HITS.get(point, 1)}", acts=acts)
+    """A small plan in which a process crashes at that point; for those of ticks there is somebody more who ticks."""
+    acts, ticks = [ACTS[point]] if point in ACTS else [], point.startswith("tick.")
+    failpoint = f"{point}@{HITS.get(point, 1)}"
+    return replace(SMALL, failpoint=failpoint, acts=acts, with_beat=ticks, with_control=ticks)
 
 
 @pytest.mark.timeout(300)

@@ -13,6 +13,7 @@ SHORT = Script(
     seed=0,
     servers=40,
     with_beat=False,
+    with_control=False,
     acts=[Act(deed=Deed.KILL_DRIVE_CHILD, share=0.3)],
     mishaps=[
         Mishap(kind=FaultKind.DROP_AFTER, numbers=[3], more={"times": 1}),
