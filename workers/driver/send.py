@@ -188,7 +188,7 @@ async def _settle(desk: Desk, checked: Checked, answer: Answer, permit: Permit, 
         desk.open[job.server_id] = open_call(desk, known, JobState.RESOLVING, number=record.number)
     _tell_breaker(desk, answer)
     if answer.cause is Cause.THROTTLED:
-        await desk.limiter.throttled(answer.retry_after, permit.epoch)
+        await desk.limiter.throttled(answer.retry_after, permit.epoch, allowed_rate=answer.allowed_rate)
     elif answer.cause is Cause.TOKEN:
         try:
             await desk.cloud.renew_token()
