@@ -316,6 +316,8 @@ class Limiter:
             _micro(max(0.0, self._blocked - now)), self._cap, _micro(max(0.0, self._capped - now)),
         )  # fmt: skip
         try:
+            if self._away or not self._heard:
+                await self._connect()
             async with asyncio.timeout(REDIS_PATIENCE):
                 sent = time.monotonic()
                 values: list[Any] = await script(
@@ -336,6 +338,14 @@ class Limiter:
         self._blocked, self._capped = self._clock.local(blocked / 1e6), self._clock.local(capped / 1e6)
         self._set_rate(rate)
         return own
+
+    async def _connect(self) -> None:
+        """Connects, and reads Redis' clock over the connection: an exchange that connects as well says little of it."""
+        async with asyncio.timeout(REDIS_PATIENCE):
+            await self._redis.time()
+            sent = time.monotonic()
+            seconds, micro = await self._redis.time()
+            self._jumped = self._clock.sample(seconds + micro / 1e6, sent, time.monotonic()) or self._jumped
 
     def _lost(self, error: Exception) -> None:
         """From now on alone, after all slots that somebody may hold."""

@@ -28,7 +28,7 @@ local function kept(i, otherwise)
   return x
 end
 local rate, tat, epoch = kept(1, arg[4]), kept(2, now + arg[6]), kept(3, arg[5])
-local blocked, climbed, last = kept(4, now + arg[7]), kept(5, now), kept(6, 0)
+local blocked, climbed, last = kept(4, now + arg[7]), kept(5, now), kept(6, arg[7] > 0 and now or 0)
 local cap, capped, calm, share = kept(7, arg[8]), kept(8, now + arg[9]), kept(9, 0), kept(10, 1)
 if rate <= 0 then rate = arg[4] end
 -- Another server took over, and its clock is behind: what was left at the last write is left now.
@@ -38,7 +38,7 @@ if back > 50000 then
   capped, calm = capped - back, calm - back
 end
 -- No time can be further ahead than this, whatever happened to the clock: nobody waits until it has caught up.
-if blocked > now + 3600000000 then blocked = now end
+if blocked > math.min(now, last) + 3600000000 then blocked = now end
 if capped > now + 3600000000 then capped = now end
 climbed = math.min(climbed, math.max(now, blocked))
 local function top()

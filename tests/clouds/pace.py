@@ -47,3 +47,9 @@ def most_in_a_second(permits: Iterable[Permit]) -> int:
 def never_a_burst(permits: Iterable[Permit], rate: float) -> bool:
     """The bound that holds whatever happens to Redis: in any sliding second the rate, 5 % and one call more."""
     return most_in_a_second(permits) <= rate * 1.05 + 1
+
+
+def spaced(permits: Iterable[Permit], rate: float) -> bool:
+    """No two slots are much closer than the rate allows. How Redis' clock stands is known to some milliseconds only,
+    on a loaded machine."""
+    return min(gaps(permits), default=1.0) >= 0.9 / rate - 0.01
