@@ -65,7 +65,7 @@ async def site(
             async def at_work() -> bool:
                 return len(await drivers(engine)) == DRIVE_PROCESSES
 
-            await eventually(at_work, deadline=30, every=0.1, message="all drive processes are at work")
+            await eventually(at_work, deadline=60, every=0.1, message="all drive processes are at work")
             yield Site(cloud=cloud, engine=engine, hints=hints, workers=Workers({}, tmp_path))
         finally:
             hints.close()

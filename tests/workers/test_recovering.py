@@ -133,7 +133,7 @@ async def test_a_worker_whose_processes_are_all_busy_is_not_taken_for_deaf(
 async def test_a_deaf_consumer_is_ended_warmly_and_started_anew(site: Site, own: Embedded, workers: Supervised) -> None:
     """It stops consuming without knowing it, as after some reconnects. One of its processes dies, and no hint helps;
     the other one is sending, finishes that, and gives its lease back."""
-    ids = site.named(*range(230, 310))
+    ids = site.named(*range(230, 300))
     worker = workers.child(DRIVE_QUEUE)
     pid, restarts, pool = worker.pid, worker.restarts, workers.pool(DRIVE_QUEUE)
     app = Celery(broker=own.urls.redis_url, set_as_current=False)
@@ -146,15 +146,14 @@ async def test_a_deaf_consumer_is_ended_warmly_and_started_anew(site: Site, own:
     )
     print(f"restarted after {time.monotonic() - began:.1f} s")  # noqa: T201
     assert worker.pid != pid
-    states = await site.states(plan)
-    assert states["pending"] > 0
-    assert not states["sending"] + states["resolving"] + states["unresolved"]
+    at_restart = accepted(site, ids)
+    assert at_restart < len(ids)
     await new_drivers(site, pool, within=RESTART_SECONDS)
-    assert await site.ended(plan, within=40) == "succeeded"
+    await eventually(lambda: accepted(site, ids) > at_restart, deadline=20, message="the plan goes on")
+    await assert_each_was_sent_once(site, plan, ids)
     said = workers.log(DRIVE_QUEUE)
     assert "worker_deaf" in said
     assert "worker_ended_hard" not in said
-    assert [site.received(i) for i in ids] == [1] * 80
 
 
 async def test_a_worker_that_hangs_is_ended_hard_and_started_anew(
