@@ -20,6 +20,7 @@ local arg = {}
 for i = 1, #ARGV do arg[i] = tonumber(ARGV[i]) end
 local ceiling, climb, ahead = arg[1], arg[2], arg[3]
 local function text(x) return string.format('%.6f', x) end
+local function rates(x) return string.format('%.12g', x) end
 local h = redis.call('HMGET', KEYS[1], 'rate', 'tat', 'epoch', 'blocked', 'climbed', 'last', 'cap', 'capped',
   'calm', 'share', 'seen')
 local function kept(i, otherwise)
@@ -52,13 +53,13 @@ local function interval()
 end
 tat = math.min(tat, math.max(now + ahead, blocked) + interval())
 local function keep()
-  redis.call('HSET', KEYS[1], 'rate', text(rate), 'tat', text(tat), 'epoch', epoch, 'blocked', text(blocked),
-    'climbed', text(math.max(now, climbed)), 'last', text(last), 'cap', text(cap), 'capped', text(capped),
-    'calm', text(calm), 'share', text(share), 'seen', text(now))
+  redis.call('HSET', KEYS[1], 'rate', rates(rate), 'tat', text(tat), 'epoch', epoch, 'blocked', text(blocked),
+    'climbed', text(math.max(now, climbed)), 'last', text(last), 'cap', rates(cap), 'capped', text(capped),
+    'calm', text(calm), 'share', rates(share), 'seen', text(now))
   redis.call('EXPIRE', KEYS[1], 604800)
 end
 local function answer(...)
-  return {text(now), text(rate), epoch, text(blocked), text(cap), text(capped), ...}
+  return {text(now), rates(rate), epoch, text(blocked), rates(cap), text(capped), ...}
 end
 """
 

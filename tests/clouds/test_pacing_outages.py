@@ -2,6 +2,8 @@
 switch, whatever the clock of the server that takes over."""
 
 import asyncio
+import json
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -244,3 +246,34 @@ async def test_a_clock_that_went_forward_does_not_forget_others_slots(redis_url:
     assert spaced([*held, *after], 40)
     for client in clients:
         await client.aclose()
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("mishap", ["none", "flush", "restart"])
+async def test_processes_that_share_a_row_stay_within_the_rate_together(
+    mishap: str, server: Any, redis_url: str, valkey: "aioredis.Redis"
+) -> None:
+    rate, number = 50.0, 3
+    await begin(valkey, "p|read")
+    arguments = ("-m", "tests.clouds.pacing_process", redis_url, "p|read", str(rate), "5")
+    processes = [
+        await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=asyncio.subprocess.PIPE)
+        for _ in range(number)
+    ]
+
+    async def all_share() -> bool:
+        return int(await valkey.zcard(f"{hash_of('p|read')}:users")) == number
+
+    await eventually(all_share, message="all processes at work", deadline=60)
+    if mishap == "flush":
+        await valkey.flushall()
+    elif mishap == "restart":
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+    answers = [(await process.communicate())[0].decode().splitlines()[-1] for process in processes]
+    permits = [Permit(at=at, epoch=0) for answer in answers for at in json.loads(answer)]
+    assert len(permits) > 2 * rate
+    extra = number if mishap == "restart" else 1  # those who notice go by themselves for a while
+    assert most_in_a_second(permits) <= rate * 1.05 + extra
