@@ -7,6 +7,7 @@ Each result is appended to the file as a line of JSON, so that an interrupted ba
 import argparse
 import asyncio
 import json
+import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -89,7 +90,8 @@ async def _apart(seed: int, keep: Path | None) -> Result:
         return Result(seed=seed, faults_found=[f"the run did not end within {RUN_SECONDS:g} s"])
     except BaseException:
         with suppress(ProcessLookupError):
-            process.kill()
+            process.send_signal(signal.SIGINT)  # it ends what it started, and removes its folder
+            await process.wait()
         raise
     try:
         return Result.read(said.decode().strip().rpartition("\n")[2])
