@@ -100,7 +100,7 @@ def _state(server: str, state: str) -> Callable[[Outcome], Outcome]:
         (_account("a", received=2), "2 calls arrived, and the ledger has 1 intents"),
         (_account("a", attempts=["p/2"]), "has no such intent"),
         (_account("a", attempts=[None]), "without our marker"),
-        (_account("c", accepted=1, attempts=["p/1"]), "carries our marker, and was not found"),
+        (_account("c", accepted=1, attempts=["p/1"]), "took effect, and was not found"),
         (_server("a", image="old"), "has the image old"),
         (_server("a", status="ERROR"), "the server is ERROR"),
         (_server("a", task_state="rebuilding"), "(rebuilding)"),

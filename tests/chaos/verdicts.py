@@ -144,8 +144,8 @@ def _job(outcome: Outcome, server_id: str, job: JobRow) -> Iterator[str]:
         case "unresolved":
             if not faults & UNCLEAR and not DOUBTFUL & set(outcome.done) and not outcome.script.failpoint:
                 yield f"nothing was unclear: {job.reason_message}"
-            if accepted and outcome.script.marker and "vanished" not in faults:
-                yield f"its rebuild carries our marker, and was not found: {job.reason_message}"
+            if accepted and "vanished" not in faults:
+                yield f"its rebuild took effect, and was not found: {job.reason_message}"
             if not accepted and outcome.script.resend == "after_quiescence" and "vanished" not in faults:
                 yield f"nothing arrived, and it was not sent again: {job.reason_message}"
         case "stuck":
