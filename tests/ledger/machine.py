@@ -60,7 +60,6 @@ class Plan:
     max_errors: int | None
     policy: FailurePolicy
     status: PlanStatus = P.PREPARING
-    before_pause: PlanStatus = P.RUNNING
     epoch: int = 0
     current_wave: int = 0
     waves: int = 1
