@@ -2,13 +2,16 @@
 
 from uuid import UUID
 
+import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from orchestrator.domain.gate import Halt, gate
 from orchestrator.domain.states import JobState, PlanStatus, Verdict
-from orchestrator.ledger.drive import commit_intents, due_projects
+from orchestrator.ledger.drive import commit_intents, due_projects, figures, plans_of
 from orchestrator.ledger.engine import open_engine, transaction
 from orchestrator.ledger.holds import take_holds
+from orchestrator.ledger.plans import acknowledge_failures
 from orchestrator.ledger.prepare import note_project, publish
 from orchestrator.ledger.settle import Retryable, job_to_settle, jobs_to_retry, note_retries, tell_driver
 from orchestrator.ledger.transitions import AttemptAnswer, PlanMove, move_jobs, move_plan
@@ -171,3 +174,18 @@ async def test_a_plan_that_no_project_is_known_of_gets_no_driver(database_url: s
         await tell_driver(conn, plan)
         assert await column(conn, "SELECT due FROM plans") == [False]
         assert await due_projects(conn) == []
+
+
+@pytest.mark.xfail(strict=True, reason="acknowledged_failures stays as it was when acknowledged jobs are retried")
+async def test_a_failure_that_was_acknowledged_and_retried_counts_when_it_fails_again(database_url: str) -> None:
+    async with open_engine(database_url, name="test") as engine, transaction(engine) as conn:
+        plan = await plant(conn, SERVERS[:2])
+        await conn.execute(text("UPDATE plans SET max_errors = 0"))
+        await move(conn, plan, [(0, "s-0")], S.PENDING, S.FAILED)
+        await acknowledge_failures(conn, plan, failures=1, unresolved=0)
+        await note_retries(conn, plan, [0])
+        await move(conn, plan, [(0, "s-0")], S.FAILED, S.PENDING)
+        await move(conn, plan, [(0, "s-0")], S.PENDING, S.FAILED)
+        (row,) = (await plans_of(conn, await note_project(conn, "alpha", deployment=DEPLOYMENT, region="r",
+                                                          project_id="p"))).values()  # fmt: skip
+        assert isinstance(gate((await figures(conn, [row]))[plan]), Halt)
