@@ -332,6 +332,7 @@ async def _finish(
 
 async def _asked_of_the_api(one: _Play, plan: UUID, last: Outcome | None) -> list[str]:
     """The API answers again, and counts as the ledger does."""
+    await eventually(lambda: api_is_ready(one.stage), deadline=60, message="the API answers again", every=0.2)
     async with RebuildClient(one.stage.api_url, one.stage.token) as client:
         shown = await client.get_plan(str(plan))
     if last is not None and any(shown.count(state) != n for state, n in last.ledger.counted.items()):
