@@ -343,6 +343,7 @@ class Limiter:
         """Connects, and reads Redis' clock over the connection: an exchange that connects as well says little of it."""
         async with asyncio.timeout(REDIS_PATIENCE):
             await self._redis.time()
+        async with asyncio.timeout(REDIS_PATIENCE):
             sent = time.monotonic()
             seconds, micro = await self._redis.time()
             self._jumped = self._clock.sample(seconds + micro / 1e6, sent, time.monotonic()) or self._jumped
