@@ -119,10 +119,14 @@ class CloudThrottled(CloudError):
 
     code = "cloud_throttled"
 
-    def __init__(self, message: str | None = None, *, retry_after: float | None = None):
+    def __init__(
+        self, message: str | None = None, *, retry_after: float | None = None, allowed_rate: float | None = None
+    ):
         super().__init__(message)
         self.retry_after = retry_after
         """Seconds to wait, where the cloud said so."""
+        self.allowed_rate = allowed_rate
+        """Calls per second that it allows, where it said so."""
 
 
 class CloudAnswerInvalid(CloudError, ValueError):

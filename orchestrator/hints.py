@@ -20,6 +20,8 @@ DRIVE_TASK, DRIVE_QUEUE = "rebuild.drive", "drive"
 TICK_TASK, TICK_QUEUE = "rebuild.tick", "control"
 
 DRIVE_EXPIRES_SECONDS = 5
+PREPARE_EXPIRES_SECONDS = 30
+"""The tick hints at a plan that still waits again; without a worker they must not pile up."""
 WAIT_SECONDS = 1.0
 """A request waits no longer than this for its hint to be on its way."""
 MAX_WAITING = 64
@@ -56,7 +58,7 @@ class Hints:
 
     async def prepare(self, plan_id: UUID) -> None:
         """A plan is there to be prepared."""
-        await self._send(PREPARE_TASK, PREPARE_QUEUE, {"plan_id": str(plan_id)}, expires=None)
+        await self._send(PREPARE_TASK, PREPARE_QUEUE, {"plan_id": str(plan_id)}, expires=PREPARE_EXPIRES_SECONDS)
 
     async def drive(self) -> None:
         """Some project has something to drive."""
@@ -66,7 +68,7 @@ class Hints:
         """Sends nothing more, and waits for nothing."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _send(self, task: str, queue: str, kwargs: dict[str, str], *, expires: int | None) -> None:
+    async def _send(self, task: str, queue: str, kwargs: dict[str, str], *, expires: int) -> None:
         if self._waiting >= MAX_WAITING:
             log.warning("hint_dropped", task=task, waiting=self._waiting)
             return

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs, urljoin, urlsplit
 
-from orchestrator.clouds.answers import classify, error_key, error_message, retry_after
+from orchestrator.clouds.answers import classify, error_key, error_message, slow_down_of
 from orchestrator.clouds.config import CloudConfig
 from orchestrator.clouds.microversions import (
     REIMAGE,
@@ -299,7 +299,7 @@ class OpenStackCloud:
                 continue
             error = self._refused(answer, address)
             if permit and self._reads and isinstance(error, CloudThrottled):
-                await self._reads.throttled(error.retry_after, permit.epoch)
+                await self._reads.throttled(error.retry_after, permit.epoch, allowed_rate=error.allowed_rate)
                 patience -= 1
                 if patience > 0:  # the next permit is for after the pause that was asked for
                     continue
@@ -308,9 +308,10 @@ class OpenStackCloud:
     def _refused(self, answer: RawAnswer, url: str) -> CloudError:
         host, said = urlsplit(url).netloc, error_message(answer.body)
         what = f"{host} answered {answer.status}" + (f": {said}" if said else "")
-        wait = retry_after(answer.headers)
-        if answer.status == 429 or error_key(answer.body) == "overLimit" or (answer.status == 503 and wait is not None):
-            return CloudThrottled(what, retry_after=wait)
+        slow_down = slow_down_of(answer.headers, answer.body)
+        told = answer.status == 503 and slow_down.retry_after is not None
+        if answer.status == 429 or error_key(answer.body) == "overLimit" or told:
+            return CloudThrottled(what, retry_after=slow_down.retry_after, allowed_rate=slow_down.allowed_rate)
         if answer.status == 401:
             return CloudTokenExpired(f"{host} refuses a token that was just fetched.")
         if answer.status == 403:

@@ -118,18 +118,18 @@ def parse_time(value: object) -> datetime | None:
         return None
     try:
         time = datetime.fromisoformat(value)
-    except ValueError:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def parse_http_date(value: str | None) -> datetime | None:
     """A `Date` or `Retry-After` header as an aware time in UTC; None where absent or malformed."""
     try:
         time = parsedate_to_datetime(value or "")
-    except (ValueError, IndexError, TypeError):
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, IndexError, TypeError, OverflowError):
         return None
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def plain(text: str) -> str:

@@ -26,6 +26,14 @@ class Refusal(Exception):
         super().__init__(message)
 
 
+def unexpected(kind: str) -> str:
+    """What Nova says of an exception that it did not foresee."""
+    return (
+        "Unexpected API Error. Please report this at http://bugs.launchpad.net/nova/ and attach the Nova API log "
+        f"if possible.\n<class '{kind}'>"
+    )
+
+
 def bad_request(message: str) -> Refusal:
     return Refusal(400, "badRequest", message)
 
@@ -143,13 +151,20 @@ class RehearsalCloud:
 
     # What callers may see.
 
-    def find(self, caller: Caller, server_id: str, *, deleted: bool = False) -> Server:
-        """The server, where the caller may know of it; else 404 in Nova's words."""
+    def find(self, caller: Caller, server_id: str, *, deleted: bool = False, partly: bool = False) -> Server:
+        """The server, where the caller may know of it; else 404 in Nova's words. `partly`: though its cell is down."""
         server = self.servers.get(server_id)
         hidden = server is None or not self.visible(caller, server)
         if server is None or hidden or (server.vm_state is VmState.DELETED and not deleted):
             raise not_found(f"Instance {server_id} could not be found.")
+        if not partly and self.cell_down(caller, server):
+            raise Refusal(500, "computeFault", unexpected("oslo_db.exception.DBConnectionError"))
         return server
+
+    def cell_down(self, caller: Caller, server: Server) -> bool:
+        """Whether the server's cell doesn't answer."""
+        down = self.faults.cell_down(caller.now)
+        return bool(down) and (server.id in down or server.name in down)
 
     def visible(self, caller: Caller, server: Server) -> bool:
         """Whether it is of the caller's project, and not made to vanish."""

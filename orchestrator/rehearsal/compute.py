@@ -9,7 +9,16 @@ from orchestrator.rehearsal.cloud import VERBS, Refusal, bad_request, not_found
 from orchestrator.rehearsal.nova import Call, NoSuchPath, Reply, Route
 from orchestrator.rehearsal.state import Server, VmState
 from orchestrator.rehearsal.validation import invalid, invalid_query
-from orchestrator.rehearsal.views import FLAVOR_ID, FLAVOR_NAME, action_document, brief, detail, detail_text, flavor
+from orchestrator.rehearsal.views import (
+    FLAVOR_ID,
+    FLAVOR_NAME,
+    action_document,
+    brief,
+    detail,
+    detail_text,
+    flavor,
+    partial_text,
+)
 
 
 def list_brief(call: Call) -> Reply:
@@ -25,7 +34,11 @@ def list_detail(call: Call) -> Reply:
     """`GET /servers/detail`."""
     servers, following = listing.page(call.cloud, call.caller, call.request.query)
     config, place, minor = call.cloud.config, call.place, call.minor
-    text = '{"servers": [' + ", ".join([detail_text(s, place, config, minor) for s in servers]) + "]"
+    cell_down = call.cloud.cell_down
+    shown = [
+        partial_text(s, place) if cell_down(call.caller, s) else detail_text(s, place, config, minor) for s in servers
+    ]
+    text = '{"servers": [' + ", ".join(shown) + "]"
     if following is not None:
         href = _next(call, "/servers/detail", following)["href"]
         text += f', "servers_links": [{{"rel": "next", "href": "{href}"}}]'
@@ -38,7 +51,9 @@ def _next(call: Call, path: str, query: str) -> dict[str, str]:
 
 def show(call: Call) -> Reply:
     """`GET /servers/ID`."""
-    server = call.cloud.find(call.caller, call.server_id)
+    server = call.cloud.find(call.caller, call.server_id, partly=True)
+    if call.cloud.cell_down(call.caller, server):
+        return Reply(text='{"server": ' + partial_text(server, call.place) + "}")
     return Reply(document={"server": detail(server, call.place, call.cloud.config, minor=call.minor)})
 
 

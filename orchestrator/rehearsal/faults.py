@@ -47,6 +47,8 @@ class FaultKind(StrEnum):
     """It happens at once; the answer comes after `delay`."""
     VANISHED = "vanished"
     """The server is missing from lists and answers 404."""
+    CELL_DOWN = "cell_down"
+    """The server's cell doesn't answer: shown by id and status UNKNOWN only, and every other call about it is a 500."""
     OUTAGE = "outage"
     """The whole compute API answers 503 (or `status`; 0 cuts connections), for all calls."""
     STORM = "storm"
@@ -114,6 +116,8 @@ class _Order:
     left: int | None
 
 
+_OF_SERVERS = frozenset({FaultKind.VANISHED, FaultKind.CELL_DOWN})
+"""Standing faults of servers, asked for by whoever shows them."""
 _EVERY_CALL = frozenset({FaultKind.OUTAGE, FaultKind.STORM})
 
 
@@ -150,7 +154,7 @@ class Faults:
         """What happens to a call of this kind, if anything. `rebuild` is a `write` too."""
         for order in self._orders:
             kind = order.fault.kind
-            if kind in HOST_KINDS or kind is FaultKind.VANISHED:
+            if kind in HOST_KINDS or kind in _OF_SERVERS:
                 continue
             wanted = order.fault.calls
             fits = kind in _EVERY_CALL or wanted in ("any", call) or (wanted == "write" and call == "rebuild")
@@ -160,8 +164,15 @@ class Faults:
 
     def vanished(self, now: float) -> frozenset[str]:
         """Ids and names of the servers that the cloud does not show."""
-        gone = [o.fault.servers for o in self._orders if o.fault.kind is FaultKind.VANISHED and self._live(o, now)]
-        return frozenset().union(*gone)
+        return self._struck(FaultKind.VANISHED, now)
+
+    def cell_down(self, now: float) -> frozenset[str]:
+        """Ids and names of the servers whose cell doesn't answer."""
+        return self._struck(FaultKind.CELL_DOWN, now)
+
+    def _struck(self, kind: FaultKind, now: float) -> frozenset[str]:
+        struck = [o.fault.servers for o in self._orders if o.fault.kind is kind and self._live(o, now)]
+        return frozenset().union(*struck)
 
     @staticmethod
     def _live(order: _Order, now: float) -> bool:

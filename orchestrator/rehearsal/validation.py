@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator.rehearsal.cloud import Refusal, bad_request
+from orchestrator.rehearsal.cloud import Refusal, bad_request, unexpected
 
 _KEY = r"^[a-zA-Z0-9-_:. ]{1,255}$"
 _HOSTNAME = r"^[a-zA-Z0-9]+[a-zA-Z0-9-]*[a-zA-Z0-9]+$"
@@ -67,14 +67,6 @@ def metadata(field: str, value: Any) -> None:
         _string(key, item, most=255)
         if any(ord(c) > 0xFFFF for c in item):
             raise Refusal(500, "computeFault", unexpected("oslo_db.exception.DBError"))
-
-
-def unexpected(kind: str) -> str:
-    """What Nova says of an exception that it did not foresee."""
-    return (
-        "Unexpected API Error. Please report this at http://bugs.launchpad.net/nova/ and attach the Nova API log "
-        f"if possible.\n<class '{kind}'>"
-    )
 
 
 def tags(value: Any) -> list[str]:

@@ -142,6 +142,12 @@ def detail_text(server: Server, place: Place, config: RehearsalConfig, minor: in
     return text
 
 
+def partial_text(server: Server, place: Place) -> str:
+    """What Nova knows of a server without its cell (from 2.69 on), as JSON."""
+    return json.dumps({"id": server.id, "status": "UNKNOWN", "tenant_id": server.project_id,
+                       "created": zulu(server.created), "links": place.links(f"/servers/{server.id}")})  # fmt: skip
+
+
 def action_document(action: Action, *, minor: int, events: bool, server_id: str) -> dict[str, Any]:
     """An instance action as a user sees it at 2.`minor` (nova-facts, 6)."""
     shown: dict[str, Any] = {

@@ -155,6 +155,27 @@ async def test_a_server_that_is_not_shown_for_a_moment_is_not_taken_for_gone(sit
     assert site.accepted(server_id) == 1
 
 
+async def test_a_cell_that_is_down_for_a_moment_changes_nothing(site: Site) -> None:
+    """One server's cell goes down before its check, another's while it is rebuilt, a third's with its answer lost."""
+    before, meanwhile, lost = site.named(25, 26, 27)
+    plan = await site.submit({"targets": {"servers": [before, meanwhile, lost]}, "hold": True})
+
+    async def ready() -> bool:
+        return (await site.status(plan))[0] == "ready"
+
+    await eventually(ready, deadline=30, message="the plan is prepared")
+    site.cloud.cloud.fail(
+        Fault(kind=FaultKind.CELL_DOWN, servers=frozenset({before}), lasts=4.0),
+        Fault(kind=FaultKind.DROP_AFTER, servers=frozenset({lost})),
+    )
+    await site.start(plan)
+    await eventually(lambda: site.accepted(meanwhile) == site.accepted(lost) == 1, deadline=30, message="two calls")
+    site.cloud.cloud.fail(Fault(kind=FaultKind.CELL_DOWN, servers=frozenset({meanwhile, lost}), lasts=4.0))
+    assert await site.ended(plan) == "succeeded"
+    assert [site.accepted(i) for i in (before, meanwhile, lost)] == [1, 1, 1]
+    await site.assert_ledger_is_sound(plan)
+
+
 async def test_a_server_deleted_under_way_is_failed_and_says_so(site: Site) -> None:
     (server_id,) = site.named(24)
     site.cloud.cloud.fail(Fault(kind=FaultKind.STUCK, servers=frozenset({server_id})))

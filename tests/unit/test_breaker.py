@@ -163,7 +163,15 @@ def test_reads_do_not_close_it_while_a_call_has_failed_since_they_opened_it(cloc
     breaker.read_worked()
     assert breaker.reason is not None
     assert breaker.most(0) == 0
-    assert pause(breaker, clock) == 2 * FIRST_PAUSE
+    clock.after(FIRST_PAUSE)
+    assert breaker.most(0) == 1
+
+
+def test_calls_that_were_under_way_when_it_opened_do_not_lengthen_its_pause(clock: Clock) -> None:
+    breaker = opened_by_calls()
+    for _ in range(50):
+        breaker.call_failed("timeout")
+    assert pause(breaker, clock) == FIRST_PAUSE
 
 
 def test_nothing_is_tried_while_the_last_read_failed(clock: Clock) -> None:

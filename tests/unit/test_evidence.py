@@ -319,7 +319,11 @@ class TestSettling:
         late = replace(open_, quiet_at=DEADLINE + SECOND)
         assert settled(late, (Finding.UNSEEN, DEADLINE)) == [Settlement.WAIT]
 
-    @pytest.mark.parametrize("now", [NOW, QUIET, DEADLINE])
+    def test_a_404_is_not_believed_before_the_quiescence_period_is_over(self) -> None:
+        looks = [(Finding.GONE, QUIET - SECOND)] * 9
+        assert settled(OPEN, *looks, (Finding.GONE, QUIET)) == [*[Settlement.WAIT] * 9, Settlement.GONE]
+
+    @pytest.mark.parametrize("now", [QUIET, DEADLINE])
     def test_a_404_is_believed_when_it_was_said_often_enough_in_a_row(self, now: datetime) -> None:
         waits = [Settlement.WAIT] * (NEEDED_404 - 1)
         assert settled(RESEND, *[(Finding.GONE, now)] * NEEDED_404) == [*waits, Settlement.GONE]

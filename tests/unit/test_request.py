@@ -15,6 +15,7 @@ from orchestrator.domain.request import (
     RequestInvalid,
     body_sha256,
     build_body,
+    build_call,
     matches_request,
     render_name,
     wanted_metadata,
@@ -189,3 +190,42 @@ def test_a_merge_leaves_the_rest_alone_and_a_second_one_changes_nothing(
     assert {k: v for k, v in after.items() if k not in changes} == {k: v for k, v in before.items() if k not in changes}
     assert {k: after.get(k) for k in changes} == changes
     assert wanted_metadata(spec, None, replace(SERVER, metadata=after)) == after
+
+
+MARKER = "rebuild-attempt"
+
+
+def test_the_marker_goes_along_with_all_that_the_server_has() -> None:
+    call = build_call(rebuild(), None, SERVER, IMAGE, marker="plan/1")
+    sent = json.loads(call.body)["rebuild"]["metadata"]
+    assert sent == {"role": "web", "old-key": "x", MARKER: "plan/1"}
+    assert (call.marker, call.marker_left_out) == ("plan/1", None)
+    replacing = build_call(rebuild(metadata={"a": "b"}, metadata_mode="replace"), None, SERVER, IMAGE, marker="plan/1")
+    assert json.loads(replacing.body)["rebuild"]["metadata"] == {"a": "b", MARKER: "plan/1"}
+
+
+def test_without_room_for_the_marker_it_is_left_out_and_that_is_said() -> None:
+    full = replace(SERVER, metadata={f"k{i}": "v" for i in range(128)})
+    call = build_call(rebuild(), None, full, IMAGE, marker="plan/1")
+    assert "metadata" not in json.loads(call.body)["rebuild"]
+    assert call.marker is None
+    assert "129 metadata items" in (call.marker_left_out or "")
+    again = replace(full, metadata={**{f"k{i}": "v" for i in range(127)}, MARKER: "plan/1"})
+    assert build_call(rebuild(), None, again, IMAGE, marker="plan/2").marker == "plan/2"
+    small = build_call(rebuild(), None, SERVER, IMAGE, marker="plan/1", metadata_items=2)
+    assert small.marker is None
+
+
+def test_a_cloud_without_markers_gets_none() -> None:
+    assert build_call(rebuild(), None, SERVER, IMAGE, marker=None).body == build_body(rebuild(), None, SERVER, IMAGE)
+
+
+def test_a_marker_of_an_earlier_rebuild_makes_no_difference_to_what_a_plan_asks_for() -> None:
+    marked = replace(SERVER, metadata={"role": "web", MARKER: "plan/7"})
+    spec = rebuild(metadata={"role": "web"}, metadata_mode="replace")
+    assert matches_request(spec, None, marked, IMAGE)
+
+
+def test_a_plan_cannot_set_the_marker_itself() -> None:
+    with pytest.raises(ValueError, match="rebuild-attempt"):
+        rebuild(metadata={MARKER: "mine"})

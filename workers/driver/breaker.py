@@ -40,8 +40,9 @@ class Breaker:
         """A call got no answer that proves anything."""
         self._calls += 1
         if self._reason is not None:
-            self._pause = min(LONGEST_PAUSE, 2 * self._pause)
-            self._open(what)
+            if time.monotonic() >= self._until:  # the one that was tried; others were under way before
+                self._pause = min(LONGEST_PAUSE, 2 * self._pause)
+                self._open(what)
         elif self._calls >= CALLS_IN_A_ROW:
             self._open(what)
 

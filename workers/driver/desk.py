@@ -77,6 +77,8 @@ class Watched:
     canary: bool = False
     measured: bool = True
     """Whether its duration says how long rebuilds take: not, where the call's time is not known well."""
+    due: bool = False
+    """A look of its own is due whatever the lists show: it may have ended before it was known to have begun."""
     looked_at: float = float("-inf")
     looking: bool = False
 

@@ -59,7 +59,9 @@ class Mirror:
         view = self._views.get(server_id)
         if view is None:
             return float("inf")
-        return time.monotonic() - max(view.seen_at, self._changes_at)
+        # A cell that comes back, or a server that shows itself again, moves no `updated`: no poll tells of it.
+        unseen = view.server is None or view.server.status == "UNKNOWN"
+        return time.monotonic() - (view.seen_at if unseen else max(view.seen_at, self._changes_at))
 
     def unseen(self) -> int:
         """How many of the wanted servers were never read."""

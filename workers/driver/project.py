@@ -266,7 +266,7 @@ def _adopted(desk: Desk, job: ClaimedJob, now: float) -> Watched:
     deadline: datetime = job.deadline_at or desk.lease.now() + timedelta(minutes=30)
     return Watched(
         job=job, state=job.state, expected=expected_of(job.baseline or {}, job.target_image, job.cloud_date),
-        request_id=job.request_id, accepted_at=now, deadline_at=deadline, measured=False,
+        request_id=job.request_id, accepted_at=now, deadline_at=deadline, measured=False, due=job.answered_at is None,
         canary=bool(plan and plan.waves > 1 and job.wave == 0),
     )  # fmt: skip
 
@@ -305,6 +305,7 @@ async def _publish_forever(desk: Desk) -> None:
         published = {
             "ceiling": state.ceiling, "allowed": state.allowed, "used_per_second": state.used_per_second,
             "last_429_at": state.last_429_at, "blocked_until": state.blocked_until, "degraded": state.degraded,
+            "cap": state.cap,
             "at": desk.lease.now().isoformat(),
         }  # fmt: skip
         async with desk.engine.begin() as conn:

@@ -151,7 +151,7 @@ async def _found_applied(desk: Desk, call: OpenCall, weighed: Weighed) -> None:
     desk.watched[job.server_id] = Watched(
         job=job, state=JobState.REBUILDING, expected=expected_of(job.baseline or {}, job.target_image, call.case.since),
         request_id=request_id, accepted_at=time.monotonic(), deadline_at=call.sent_at + timedelta(seconds=timeout),
-        canary=True, measured=False,  # without the 202 nothing but a look of its own attests the end
+        canary=True, measured=False, due=True,  # without the 202 nothing but a look of its own attests the end
     )  # fmt: skip
     await _end(desk, call, weighed, happened, effect=Effect.APPLIED, request_id=request_id)
 

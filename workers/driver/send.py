@@ -59,20 +59,24 @@ async def send_forever(desk: Desk, calls: asyncio.TaskGroup) -> None:
         if not batch:
             await asyncio.sleep(SLICE_SECONDS)
             continue
-        permits = await desk.limiter.reserve(len(batch), commit_seconds, within=HORIZON)
-        for checked in batch[len(permits) :]:
-            desk.ready.appendleft(checked)
-        batch = batch[: len(permits)]
-        if not batch:
+        desk.posting += len(batch)  # a stop waits for it, from here on
+        sent = 0
+        try:
+            permits = await desk.limiter.reserve(len(batch), commit_seconds, within=HORIZON)
+            for checked in batch[len(permits) :]:
+                desk.ready.appendleft(checked)
+            began = time.monotonic()
+            through = await _second_gate(desk, batch[: len(permits)]) if permits else []
+            took = time.monotonic() - began
+            for checked, permit in zip(through, permits, strict=False):
+                calls.create_task(_send(desk, checked, permit))
+                sent += 1
+        finally:
+            desk.posting -= len(batch) - sent
+        if not permits:
             await asyncio.sleep(0.1)
             continue
-        began = time.monotonic()
-        through = await _second_gate(desk, batch)
-        took = time.monotonic() - began
         commit_seconds = min(0.5, max(1.2 * took, 0.95 * commit_seconds))  # the slowest of late: no permit comes late
-        for checked, permit in zip(through, permits, strict=False):
-            desk.posting += 1
-            calls.create_task(_send(desk, checked, permit))
         await asyncio.sleep(permits[-1].at - LEAD_SECONDS - time.monotonic())
 
 
@@ -187,7 +191,7 @@ async def _settle(desk: Desk, checked: Checked, answer: Answer, permit: Permit, 
         )  # fmt: skip
         desk.open[job.server_id] = open_call(desk, known, JobState.RESOLVING, number=record.number)
     _tell_breaker(desk, answer)
-    if answer.cause is Cause.THROTTLED:
+    if answer.cause is Cause.THROTTLED or (answer.http_status == 503 and answer.retry_after is not None):
         await desk.limiter.throttled(answer.retry_after, permit.epoch, allowed_rate=answer.allowed_rate)
     elif answer.cause is Cause.TOKEN:
         try:

@@ -117,7 +117,10 @@ class Slice:
             await self._say_trouble(project, lease, e)
             raise
         finally:
-            await lease.give_back()
+            try:
+                await lease.give_back()
+            except (DBAPIError, OSError, TimeoutError) as e:  # it ends by itself
+                log.warning("lease_not_given_back", project=project.project, error=str(e)[:200])
 
     async def _say_trouble(self, project: DueProject, lease: LeaseKeeper, error: CloudError) -> None:
         """The cloud can't be signed in to: the project's plans say so until a driver gets in."""
@@ -132,7 +135,7 @@ class Slice:
         if task.cancelled():
             return
         error = task.exception()
-        causes = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)
+        causes = _leaves(error)
         lost = [c for c in causes if isinstance(c, LeaseLost)]  # whatever else broke then is a consequence
         for cause in lost[:1] or causes:
             match cause:
@@ -179,6 +182,13 @@ async def run_slice(database_url: str, redis_url: str, tokens: TokenCache, stop:
     finally:
         hints.close()
         await redis.aclose()
+
+
+def _leaves(error: BaseException | None) -> list[BaseException | None]:
+    """The errors of groups of groups, one by one."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for e in error.exceptions for leaf in _leaves(e)]
+    return [error]
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -99,7 +99,9 @@ async def _judge_all(desk: Desk, looks: asyncio.TaskGroup, places: asyncio.Semap
         if told is Sight.DONE and not watched.canary:
             await _done(desk, watched)
         elif now > watched.looked_at + LOOK_AGAIN and (
-            told in (Sight.DONE, Sight.LOOK) or now > max(watched.accepted_at, watched.looked_at) + patience
+            watched.due
+            or told in (Sight.DONE, Sight.LOOK)
+            or now > max(watched.accepted_at, watched.looked_at) + patience
         ):
             watched.looking = True
             looks.create_task(_look(desk, watched, places))
@@ -123,6 +125,7 @@ async def _look(desk: Desk, watched: Watched, places: asyncio.Semaphore) -> None
             action = await _action(desk, watched)
             view = await desk.mirror.read_one(watched.job.server_id)
             judgement = judge(watched.expected, view.server, action)
+            watched.due = view.server is None or view.server.status == "UNKNOWN"
             if view.server is not None or desk.mirror.surely_gone(watched.job.server_id):
                 await _apply(desk, watched, judgement)
         except CloudError as e:
