@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -24,9 +25,11 @@ from orchestrator.ledger.reconcile import (
     changed,
     doubtful_jobs,
     insert_lost_attempts,
+    known_effects,
     last_seen,
     pause_all,
     reconciled,
+    restored,
     retake_holds,
 )
 from orchestrator.ledger.transitions import PlanMove, lock_plans, move_jobs, move_plan
@@ -164,10 +167,35 @@ class TestChanged:
             project = await known_on(conn, before)
             found = await changed(conn, project, await self.seen(conn, silent))
             assert found is not None
-            assert (found.now, found.restored) == (now, False)
+            assert (found.now, found.restored, found.first) == (now, False, True)
+            assert not await restored(conn, project)
             assert await column(conn, "SELECT incarnation FROM projects") == [before], "only reconciling settles it"
             await reconciled(conn, project, found.now)
             assert await changed(conn, project, None) is None
+
+    async def test_what_was_noticed_once_stays_so_from_that_time_on_until_it_is_reconciled(
+        self, database_url: str
+    ) -> None:
+        """The next driver's lease is new and tells nothing of the silence before."""
+        async with ledger(database_url) as conn:
+            project = await known_on(conn, f"{(await incarnation(conn)).partition('/')[0]}/000000FF")
+            found = await changed(conn, project, await self.seen(conn, RESTORED_AFTER * 2))
+            assert found is not None
+            for silent in (timedelta(), None):
+                again = await changed(conn, project, await self.seen(conn, silent))
+                assert again == replace(found, first=False)
+                assert again.restored
+            assert await restored(conn, project)
+            await reconciled(conn, project, found.now)
+            assert await changed(conn, project, None) is None
+            assert not await restored(conn, project)
+
+    @pytest.mark.parametrize(("value", "says"), [(None, False), ("1/00000001", True)])
+    async def test_a_backup_of_another_system_is_told_before_a_driver_has_noticed(
+        self, database_url: str, value: str | None, says: bool
+    ) -> None:
+        async with ledger(database_url) as conn:
+            assert await restored(conn, await known_on(conn, value)) is says
 
     async def test_another_timeline_after_a_long_silence_is_a_restored_backup(self, database_url: str) -> None:
         async with ledger(database_url) as conn:
@@ -279,14 +307,31 @@ class TestLostAttempts:
             assert {o: (j.attempt, j.request_id) for o, j in found.items()} == {0: (1, "req-0"), 2: (3, "req-2")}
             assert await counters_agree(conn, plan)
 
-    async def test_one_that_is_known_stays_as_it_is(self, database_url: str) -> None:
+    async def test_one_that_is_known_keeps_its_intent_and_is_known_to_have_had_an_effect(
+        self, database_url: str
+    ) -> None:
         async with ledger(database_url) as conn:
             plan, mine = await plant(conn, ["s-0"]), await own(conn)
             await move(conn, plan, [(0, "s-0")], S.PENDING, S.CHECKING)
             await commit_intents(conn, mine, [intent(plan, 0, "s-0")], {plan: 0})
-            before = await column(conn, "SELECT to_jsonb(attempts) FROM attempts")
+            assert await known_effects(conn, [(plan, 0, 1)]) == {}
+            (before,) = await column(conn, "SELECT to_jsonb(attempts) FROM attempts")
             await insert_lost_attempts(conn, mine.fence + 1, [lost(plan, 0)])
-            assert await column(conn, "SELECT to_jsonb(attempts) FROM attempts") == before
+            (after,) = await column(conn, "SELECT to_jsonb(attempts) FROM attempts")
+            assert after == before | {"effect": "applied", "request_id": "req-0"}
+            assert await known_effects(conn, [(plan, 0, 1), (plan, 0, 2), (plan, 9, 1)]) == {(plan, 0, 1): "applied"}
+
+    async def test_an_older_one_does_not_set_back_the_count_nor_take_anothers_request_id(
+        self, database_url: str
+    ) -> None:
+        async with ledger(database_url) as conn:
+            plan, mine = await plant(conn, ["s-0"]), await own(conn)
+            await insert_lost_attempts(conn, mine.fence, [lost(plan, 0, 3)])
+            again = replace(lost(plan, 0, 1), request_id="req-x")
+            await insert_lost_attempts(conn, mine.fence, [again, replace(again, number=3)])
+            assert await column(conn, "SELECT attempts FROM jobs") == [3]
+            assert await column(conn, "SELECT number, request_id FROM attempts ORDER BY 1") == [
+                (1, "req-x"), (3, "req-0")]  # fmt: skip
 
     @pytest.mark.xfail(
         strict=True, reason="insert_lost_attempts says that ended plans run on, and nothing makes them due"
