@@ -1,4 +1,4 @@
-"""Leases with fencing numbers. A row is never deleted, so that a fence never repeats.
+"""Leases with fencing numbers. A row is never deleted, and a fence never repeats.
 
 A lease counts only on the database that gave it: its incarnation is the server's system identifier and timeline, which
 a failover, a restored backup and a copy all change. So every lease is void by itself on the new one, and what the old
@@ -13,6 +13,10 @@ from orchestrator.ledger.sql import sql
 INCARNATION = """(SELECT system_identifier || '/' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
           FROM pg_control_system())"""
 """The database that answers: system identifier and timeline. Only a primary has one; a standby answers an error."""
+
+
+FENCE = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
+"""Fences grow, and are microseconds of the database's clock: one that a failover lost is never given out again."""
 
 
 async def incarnation(conn: AsyncConnection) -> str:
@@ -35,10 +39,10 @@ async def acquire(conn: AsyncConnection, name: str, holder: str, seconds: float)
     row = await conn.execute(
         sql(f"""
         INSERT INTO leases AS l (name, holder, fence, incarnation, acquired_at, expires_at)
-        VALUES (:name, :holder, 1, {INCARNATION}, clock_timestamp(),
+        VALUES (:name, :holder, {FENCE}, {INCARNATION}, clock_timestamp(),
                 clock_timestamp() + make_interval(secs => :seconds))
         ON CONFLICT (name) DO UPDATE
-        SET holder = excluded.holder, fence = l.fence + 1, incarnation = excluded.incarnation,
+        SET holder = excluded.holder, fence = greatest(l.fence + 1, excluded.fence), incarnation = excluded.incarnation,
             acquired_at = excluded.acquired_at, expires_at = excluded.expires_at
         WHERE l.expires_at < clock_timestamp() OR l.incarnation <> excluded.incarnation
         RETURNING fence"""),  # noqa: S608

@@ -154,7 +154,7 @@ class LostAttempt:
 
 
 async def insert_lost_attempts(conn: AsyncConnection, fence: int, attempts: Sequence[LostAttempt]) -> None:
-    """Writes down attempts as far as they are known; the plan rows are locked. Ended plans run on."""
+    """Writes down attempts as far as they are known; the plan rows are locked. Ended plans are driven again."""
     columns = {"plan_id": "uuid", "ord": "int", "number": "int", "request_id": "text", "baseline": "jsonb"}
     rows = [(a.plan_id, a.ord, a.number, a.request_id, {"marker": a.marker, "lost": True}) for a in attempts]
     await conn.execute(
@@ -167,6 +167,10 @@ async def insert_lost_attempts(conn: AsyncConnection, fence: int, attempts: Sequ
         ON CONFLICT (plan_id, ord, number) DO UPDATE
         SET effect = 'applied', request_id = coalesce(a.request_id, excluded.request_id)"""),  # noqa: S608
         columns_of(columns, rows) | {"fence": fence},
+    )
+    await conn.execute(
+        sql("UPDATE plans SET due = project IS NOT NULL WHERE id = ANY(CAST(:ids AS uuid[]))"),
+        {"ids": sorted({a.plan_id for a in attempts})},
     )
 
 

@@ -144,9 +144,9 @@ async def move_jobs(conn: AsyncConnection, deployment: str, changes: Sequence[Jo
     await _count(conn, [(by_key[p, o], wave) for p, o, wave in moved])
     await _record_answers(conn, list(applied.values()))
     await _note_last_rebuilds(conn, deployment, list(applied.values()))
-    ended = sorted(c.server_id for c in applied.values() if c.decision.drops_hold and c.server_id)
+    ended = sorted((c.server_id, c.plan_id) for c in applied.values() if c.decision.drops_hold and c.server_id)
     if ended:
-        await _drop_holds(conn, deployment, ended, {c.plan_id for c in applied.values()})
+        await _drop_holds(conn, deployment, ended)
     await append_events(conn, [_event(c) for c in applied.values()])
     failpoint("ledger.moved")
     return applied
@@ -227,12 +227,21 @@ REMEMBERED_STATES = frozenset({JobState.SENDING, JobState.REBUILDING, JobState.R
                                JobState.FAILED, JobState.STUCK, JobState.UNRESOLVED})  # fmt: skip
 
 
+def _without_effect(change: JobChange) -> bool:
+    """Whether the change says of a call that it had none."""
+    if change.answer is not None and change.answer.effect == "not_applied":
+        return True
+    open_before = change.expected in (JobState.SENDING, JobState.RESOLVING, JobState.UNRESOLVED)
+    return open_before and change.decision.state in (JobState.PENDING, JobState.CANCELLED)
+
+
 async def _note_last_rebuilds(conn: AsyncConnection, deployment: str, changes: Sequence[JobChange]) -> None:
     """Keeps each server's newest rebuild. One whose call proved to have had no effect is `pending`: how the one before
     it ended is forgotten, so that the next plan asks the cloud's own actions."""
-    sent = [c for c in changes if c.server_id and (c.decision.state in REMEMBERED_STATES)]
-    undone = [c.server_id for c in changes if c.server_id and c.decision.state is JobState.PENDING
-              and c.expected in (JobState.SENDING, JobState.RESOLVING, JobState.UNRESOLVED)]  # fmt: skip
+    undone = [c.server_id for c in changes if c.server_id and _without_effect(c)]
+    latest = {c.server_id: c for c in changes
+              if c.server_id and c.decision.state in REMEMBERED_STATES and not _without_effect(c)}  # fmt: skip
+    sent = list(latest.values())
     if sent:
         columns = {"server_id": "text", "plan_id": "uuid", "state": "text", "action": "text"}
         rows = [(c.server_id, c.plan_id, c.decision.state.value, c.answer.request_id if c.answer else None)
@@ -265,14 +274,13 @@ async def _lock_holds(conn: AsyncConnection, deployment: str, server_ids: Sequen
     )
 
 
-async def _drop_holds(
-    conn: AsyncConnection, deployment: str, server_ids: Sequence[str], plan_ids: Iterable[UUID]
-) -> None:
+async def _drop_holds(conn: AsyncConnection, deployment: str, ended: Sequence[tuple[str, UUID]]) -> None:
+    columns = {"server_id": "text", "plan_id": "uuid"}
     await conn.execute(
-        sql("""
-        DELETE FROM holds WHERE deployment = :deployment AND server_id = ANY(CAST(:ids AS text[]))
-          AND plan_id = ANY(CAST(:plans AS uuid[]))"""),
-        {"deployment": deployment, "ids": list(server_ids), "plans": list(plan_ids)},
+        sql(f"""
+        DELETE FROM holds h USING {unnest("i", columns)}
+        WHERE h.deployment = :deployment AND h.server_id = i.server_id AND h.plan_id = i.plan_id"""),  # noqa: S608
+        {"deployment": deployment} | columns_of(columns, ended),
     )
 
 

@@ -2,7 +2,6 @@
 
 from uuid import UUID
 
-import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -176,7 +175,6 @@ async def test_a_plan_that_no_project_is_known_of_gets_no_driver(database_url: s
         assert await due_projects(conn) == []
 
 
-@pytest.mark.xfail(strict=True, reason="acknowledged_failures stays as it was when acknowledged jobs are retried")
 async def test_a_failure_that_was_acknowledged_and_retried_counts_when_it_fails_again(database_url: str) -> None:
     async with open_engine(database_url, name="test") as engine, transaction(engine) as conn:
         plan = await plant(conn, SERVERS[:2])

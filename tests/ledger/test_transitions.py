@@ -5,7 +5,6 @@ import random
 from datetime import datetime
 from uuid import UUID
 
-import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator.domain.decide import Decision, Reason
@@ -235,7 +234,6 @@ async def test_an_ended_plan_stays_due_while_a_stuck_job_is_watched(database_url
             assert await column(conn, "SELECT finished_at FROM plans WHERE id = :p", p=plan) != [None]
 
 
-@pytest.mark.xfail(strict=True, reason="_note_last_rebuilds looks at jobs that become pending, and no others")
 async def test_a_call_that_a_person_calls_not_applied_in_a_cancelled_plan_is_not_remembered_as_open(
     database_url: str,
 ) -> None:

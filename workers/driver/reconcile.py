@@ -23,7 +23,6 @@ from orchestrator.ledger.drive import ClaimedJob
 from orchestrator.ledger.leases import guard
 from orchestrator.ledger.prepare import known_actions
 from orchestrator.ledger.reconcile import Changed, LostAttempt
-from orchestrator.ledger.settle import tell_driver
 from orchestrator.ledger.transitions import JobChange, lock_plans, move_jobs
 from orchestrator.log import get_logger
 from workers.driver.desk import Desk
@@ -164,7 +163,5 @@ async def adopt(desk: Desk, found: Sequence[tuple[ClaimedJob, LostAttempt]], sai
             await ledger.retake_holds(conn, desk.own.deployment, ended)
         await ledger.insert_lost_attempts(conn, desk.own.fence, [lost for _, lost in found])
         moved = await move_jobs(conn, desk.own.deployment, changes)
-        for plan_id in {job.plan_id for job, _ in found}:
-            await tell_driver(conn, plan_id)
     log.warning("lost_calls_found", project=desk.own.project, calls=len(moved))
     desk.reload_wanted = True
