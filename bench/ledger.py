@@ -154,7 +154,7 @@ async def seed(bench: Bench, total: int) -> tuple[UUID, Ownership]:
             conn, PlanMove(plan_id=plan, expected=PlanStatus.PREPARING, status=PlanStatus.RUNNING, actor="bench")
         )
     async with transaction(bench.engine) as conn:
-        await drive.enter_wave(conn, plan, 1)
+        await waves.enter_wave(conn, plan, 1)
         fence = await acquire(conn, drive_lease(project), "bench", 3600)
     assert fence is not None
     return plan, Ownership(project=project, deployment=DEPLOYMENT, fence=fence)

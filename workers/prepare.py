@@ -26,11 +26,11 @@ from orchestrator.domain.waves import allowed_errors, assign, places
 from orchestrator.errors import CloudConfigInvalid, CloudError, CloudSignInRefused, Fault
 from orchestrator.failpoints import failpoint
 from orchestrator.ledger import leases, prepare
-from orchestrator.ledger.drive import enter_wave
 from orchestrator.ledger.holds import HeldElsewhere, take_holds
 from orchestrator.ledger.prepare import Prepared, PreparedJob, PreparedWave, PreparingPlan, Target
 from orchestrator.ledger.reconcile import restored
 from orchestrator.ledger.transitions import PlanMove, lock_plans, move_plan
+from orchestrator.ledger.waves import enter_wave
 from orchestrator.log import get_logger
 from workers.cloud import limits_of, signed_in
 

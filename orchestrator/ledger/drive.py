@@ -10,20 +10,17 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.causes import Cause
-from orchestrator.domain.decide import Decision, Reason
+from orchestrator.domain.decide import Decision
 from orchestrator.domain.evidence import Case
 from orchestrator.domain.gate import PlanFigures, WaveFigures
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.failpoints import failpoint
 from orchestrator.ledger.leases import INCARNATION, drive_lease, guard
-from orchestrator.ledger.sql import columns_of, sql, to_json, unnest
+from orchestrator.ledger.sql import columns_of, sql, unnest
 from orchestrator.ledger.tables import NO_WAVE
 from orchestrator.ledger.transitions import (
     JobChange,
     JobKey,
-    NewEvent,
-    add_counts,
-    append_events,
     lock_plans,
     move_jobs,
 )
@@ -391,71 +388,9 @@ async def lost_claims(conn: AsyncConnection, project: int) -> list[ClaimedJob]:
     return [job_of(r) for r in rows]
 
 
-async def note_trouble(conn: AsyncConnection, project: int, reason: Reason | None) -> None:
-    """Why nothing is sent to the project's cloud just now; None: it is well again. Its running plans' events tell."""
-    row = await conn.execute(sql("SELECT trouble_code, trouble_message FROM projects WHERE id = :id"), {"id": project})
-    code, message = row.one()
-    if (reason and reason.code) == code:
-        return
-    running = await conn.execute(
-        sql("SELECT id FROM plans WHERE project = :id AND due AND status IN ('running', 'cancelling')"), {"id": project}
-    )
-    plans = await lock_plans(conn, [r.id for r in running])
-    await conn.execute(
-        sql("UPDATE projects SET trouble_code = :code, trouble_message = :message WHERE id = :id"),
-        {"code": reason.code if reason else None, "message": reason.message if reason else None, "id": project},
-    )
-    told, why = (
-        ("plan.cloud_trouble", reason) if reason else ("plan.cloud_recovered", Reason(code=code, message=message))
-    )
-    await append_events(conn, [NewEvent(plan_id=p, type=told, actor="driver", reason=why) for p in sorted(plans)])
-
-
 async def leave_plan(conn: AsyncConnection, plan_id: UUID) -> None:
     """Nothing of the plan is left to drive or watch; its row is locked."""
     await conn.execute(sql("UPDATE plans SET due = false WHERE id = :id"), {"id": plan_id})
-
-
-async def enter_wave(conn: AsyncConnection, plan_id: UUID, wave: int) -> None:
-    """The plan goes on to `wave`; its row is locked."""
-    await conn.execute(sql("UPDATE plans SET current_wave = :w WHERE id = :id"), {"w": wave, "id": plan_id})
-    await conn.execute(
-        sql("""
-        UPDATE waves SET started_at = CASE WHEN index = :w THEN coalesce(started_at, now()) ELSE started_at END,
-          finished_at = CASE WHEN index < :w THEN coalesce(finished_at, now()) ELSE finished_at END
-        WHERE plan_id = :id"""),
-        {"w": wave, "id": plan_id},
-    )
-
-
-async def replenish_wave(conn: AsyncConnection, plan_id: UUID, wave: int, places: int) -> int:
-    """Moves the next pending jobs of later waves into `wave`, whose own jobs were all skipped; how many came."""
-    rows = await conn.execute(
-        sql("""
-        WITH chosen AS (
-          SELECT ord, wave FROM jobs WHERE plan_id = :id AND wave > :wave AND state = 'pending'
-          ORDER BY wave, ord LIMIT :places FOR UPDATE
-        ), moved AS (
-          UPDATE jobs j SET wave = :wave FROM chosen c WHERE j.plan_id = :id AND j.ord = c.ord
-        )
-        SELECT wave, count(*) AS n FROM chosen GROUP BY wave"""),
-        {"id": plan_id, "wave": wave, "places": places},
-    )
-    taken: list[tuple[int, int]] = [(r.wave, r.n) for r in rows]
-    if not taken:
-        return 0
-    total = sum(n for _, n in taken)
-    deltas = {(plan_id, w, JobState.PENDING.value): -n for w, n in taken}
-    deltas[plan_id, wave, JobState.PENDING.value] = total
-    await add_counts(conn, deltas)
-    await conn.execute(
-        sql("""
-        UPDATE waves w SET size = w.size + i.n
-        FROM unnest(CAST(:waves AS int[]), CAST(:n AS int[])) AS i(wave, n)
-        WHERE w.plan_id = :id AND w.index = i.wave"""),
-        {"id": plan_id, "waves": [wave, *(w for w, _ in taken)], "n": [total, *(-n for _, n in taken)]},
-    )
-    return total
 
 
 async def sweepable_jobs(conn: AsyncConnection, plan_id: UUID, limit: int = 1000) -> list[tuple[int, str | None]]:
@@ -467,29 +402,3 @@ async def sweepable_jobs(conn: AsyncConnection, plan_id: UUID, limit: int = 1000
         {"id": plan_id, "limit": limit},
     )
     return [(r.ord, r.server_id) for r in rows]
-
-
-async def publish_limiter(
-    conn: AsyncConnection, project: int, state: Mapping[str, Any], learned_rate: float, learned_seconds: float | None
-) -> None:
-    """The limiter's state for the dashboard, and what the next driver should start from."""
-    await conn.execute(
-        sql("UPDATE clouds SET limiter = CAST(:state AS jsonb) WHERE project = :project"),
-        {"state": to_json(dict(state)), "project": project},
-    )
-    await conn.execute(
-        sql("""
-        UPDATE projects SET learned_write_rate = :rate,
-          learned_rebuild_seconds = coalesce(:seconds, learned_rebuild_seconds) WHERE id = :id"""),
-        {"rate": learned_rate, "seconds": learned_seconds, "id": project},
-    )
-
-
-async def project_learned(conn: AsyncConnection, project: int) -> tuple[float | None, float | None]:
-    """The write rate (calls per second) and the median rebuild duration (seconds) that earlier drivers learned."""
-    row = (
-        await conn.execute(
-            sql("SELECT learned_write_rate, learned_rebuild_seconds FROM projects WHERE id = :id"), {"id": project}
-        )
-    ).one()
-    return row[0], row[1]

@@ -14,7 +14,6 @@ from orchestrator.domain.decide import Happened, Reason, Tried, decide
 from orchestrator.domain.lifecycle import JobEvent, PlanEvent, plan_moves
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.errors import Conflict, Fault, NotFound
-from orchestrator.ledger.drive import enter_wave
 from orchestrator.ledger.engine import transaction
 from orchestrator.ledger.events import status_before_pause
 from orchestrator.ledger.holds import CONFLICTS_SHOWN, HeldElsewhere, take_holds
@@ -28,6 +27,7 @@ from orchestrator.ledger.plans import (
 )
 from orchestrator.ledger.settle import Retryable, jobs_to_retry, note_retries, tell_driver
 from orchestrator.ledger.transitions import JobChange, PlanMove, lock_plans, move_jobs, move_plan
+from orchestrator.ledger.waves import enter_wave
 from orchestrator.service.deps import Deps
 from orchestrator.service.roles import Principal, Right
 from orchestrator.service.show import plan_views

@@ -20,11 +20,12 @@ from uuid_utils.compat import uuid7
 from orchestrator.domain.spec import parse_spec
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.hints import Hints
-from orchestrator.ledger.drive import due_projects, enter_wave
+from orchestrator.ledger.drive import due_projects
 from orchestrator.ledger.engine import open_engine
 from orchestrator.ledger.holds import take_holds
 from orchestrator.ledger.submit import NewPlan, insert_plan
 from orchestrator.ledger.transitions import PlanMove, lock_plans, move_plan
+from orchestrator.ledger.waves import enter_wave
 from orchestrator.rehearsal import Running
 from tests.parts import eventually
 

@@ -3,8 +3,9 @@
 from sqlalchemy import text
 
 from orchestrator.domain.states import JobState
-from orchestrator.ledger.drive import pending_jobs, replenish_wave
+from orchestrator.ledger.drive import pending_jobs
 from orchestrator.ledger.engine import open_engine, transaction
+from orchestrator.ledger.waves import replenish_wave
 from tests.ledger.plant import DEPLOYMENT, column, counters_agree, move, plant
 
 SERVERS = [f"s-{i}" for i in range(6)]

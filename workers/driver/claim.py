@@ -11,7 +11,7 @@ from orchestrator.domain.decide import Decision, Reason
 from orchestrator.domain.gate import Finish, Halt, NextWave, PlanFigures, Replenish, Start, gate, outcome
 from orchestrator.domain.states import FINAL_PLAN_STATUSES, IN_FLIGHT_JOB_STATES, JobState, PlanStatus
 from orchestrator.failpoints import failpoint
-from orchestrator.ledger import drive
+from orchestrator.ledger import drive, waves
 from orchestrator.ledger.drive import ClaimedJob, DrivenPlan
 from orchestrator.ledger.leases import guard
 from orchestrator.ledger.transitions import JobChange, PlanMove, lock_plans, move_jobs, move_plan
@@ -172,20 +172,20 @@ async def _carry_out(
     match answer:
         case NextWave(wave=wave):
             name = next(w.name for w in figures.waves if w.index == wave)
-            await drive.enter_wave(conn, plan.id, wave)
+            await waves.enter_wave(conn, plan.id, wave)
             await move_plan(conn, _move(plan, PlanStatus.RUNNING, data={"wave": name}))
             return True
         case Replenish(wave=wave, places=places):
-            if not await drive.replenish_wave(conn, plan.id, wave, places):
+            if not await waves.replenish_wave(conn, plan.id, wave, places):
                 later = min(w.index for w in figures.waves if w.index > wave)
-                await drive.enter_wave(conn, plan.id, later)
+                await waves.enter_wave(conn, plan.id, later)
             return True
         case Halt(reason=reason):
             await move_plan(conn, _move(plan, PlanStatus.HALTED, reason=reason, stop_sending=True))
             log.warning("plan_halted", plan=str(plan.id), reason=reason.code, message=reason.message)
             return False
         case Finish(status=status):
-            await drive.enter_wave(conn, plan.id, max((w.index for w in figures.waves), default=-1) + 1)
+            await waves.enter_wave(conn, plan.id, max((w.index for w in figures.waves), default=-1) + 1)
             await move_plan(conn, _move(plan, status, reason=_finish_reason(figures, status)))
             log.info("plan_finished", plan=str(plan.id), status=status.value)
             return False

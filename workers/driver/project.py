@@ -19,7 +19,7 @@ from orchestrator.domain.spec import PlanSpec
 from orchestrator.domain.states import JobState
 from orchestrator.errors import CloudConfigInvalid
 from orchestrator.failpoints import failpoint
-from orchestrator.ledger import drive
+from orchestrator.ledger import drive, projects
 from orchestrator.ledger.drive import ClaimedJob, DueProject
 from orchestrator.ledger.leases import guard
 from orchestrator.ledger.reconcile import Changed, changed
@@ -74,7 +74,7 @@ async def drive_project(
     config = load_cloud(due.cloud)
     async with signed_in(engine, redis, config, tokens) as (cloud, project):
         async with engine.begin() as conn:
-            rate, seconds = await drive.project_learned(conn, due.project)
+            rate, seconds = await projects.project_learned(conn, due.project)
             change = await changed(conn, due.project, lease.before)
         settings = config.settings
         writes = Limiter(redis, pace_key(project, "write"), settings.write_rate, learned=rate)
@@ -293,7 +293,7 @@ async def _say_trouble_forever(desk: Desk) -> None:
         if (code := reason.code if reason else None) != said:
             async with desk.engine.begin() as conn:
                 await guard(conn, desk.own.lease, desk.own.fence)
-                await drive.note_trouble(conn, desk.own.project, reason)
+                await projects.note_trouble(conn, desk.own.project, reason)
             said = code
         await asyncio.sleep(TROUBLE_SECONDS)
 
@@ -309,7 +309,7 @@ async def _publish_forever(desk: Desk) -> None:
             "at": desk.lease.now().isoformat(),
         }  # fmt: skip
         async with desk.engine.begin() as conn:
-            await drive.publish_limiter(conn, desk.own.project, published, desk.limiter.learned_rate,
+            await projects.publish_limiter(conn, desk.own.project, published, desk.limiter.learned_rate,
                                         desk.rebuild_seconds)  # fmt: skip
             waiting = await drive.next_due(conn, desk.own.project)
         if waiting is not None and waiting < STATE_SECONDS:

@@ -18,7 +18,7 @@ from orchestrator.domain.decide import Reason
 from orchestrator.errors import CloudError, LeaseLost
 from orchestrator.failpoints import failpoint
 from orchestrator.hints import Hints
-from orchestrator.ledger import drive, tick
+from orchestrator.ledger import drive, projects, tick
 from orchestrator.ledger.drive import DueProject
 from orchestrator.ledger.engine import open_engine
 from orchestrator.ledger.leases import guard
@@ -129,7 +129,7 @@ class Slice:
         )
         async with self.engine.begin() as conn:
             await guard(conn, lease.own.lease, lease.own.fence)
-            await drive.note_trouble(conn, project.project, reason)
+            await projects.note_trouble(conn, project.project, reason)
 
     def _report(self, project: int, task: asyncio.Task[None]) -> None:
         if task.cancelled():
