@@ -85,7 +85,7 @@ class Verdict(StrEnum):
 FINAL_JOB_STATES = frozenset(
     {JobState.SUCCEEDED, JobState.SKIPPED, JobState.REFUSED, JobState.FAILED, JobState.CANCELLED}
 )
-"""A job here moves only by a person's retry."""
+"""A job here moves only by a person's retry, or where a failed-over database had lost its call."""
 
 FINISHED_JOB_STATES = FINAL_JOB_STATES | {JobState.STUCK, JobState.UNRESOLVED}
 """A wave, a plan or a cancellation doesn't wait for a job here."""

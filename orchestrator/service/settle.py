@@ -1,5 +1,6 @@
 """A person's word on a call whose effect couldn't be told, or on a rebuild that shows no end."""
 
+import asyncio
 from dataclasses import replace
 from enum import StrEnum
 from uuid import UUID
@@ -100,7 +101,7 @@ def _check(job: ClaimedJob, decision: ResolveDecision, attempt: int) -> None:
 async def _look_once_more(deps: Deps, plan: PlanRecord, job: ClaimedJob) -> Weighed:
     """What the cloud shows now. Raises `Conflict` where that speaks against "not applied", or can't be had."""
     try:
-        cloud = open_cloud(load_cloud(plan.cloud), deps.tokens)
+        cloud = open_cloud(await asyncio.to_thread(load_cloud, plan.cloud), deps.tokens)
         try:
             await cloud.sign_in()
             weighed = weigh(job.case(cloud.user_id), await look(cloud, job.server_id))
