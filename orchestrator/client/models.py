@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.client.errors import ApiProblem
 from orchestrator.domain.states import FINAL_PLAN_STATUSES
@@ -19,11 +19,17 @@ class Document(BaseModel):
 
     raw: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep(cls, document: Any) -> Any:
+        """Nested objects keep theirs too."""
+        return {**document, "raw": dict(document)} if isinstance(document, Mapping) else document
+
     @classmethod
     def of(cls, document: Any) -> Self:
         """From parsed JSON. Raises `ApiProblem` when this is no answer of this API (a proxy's page, say)."""
         try:
-            return cls.model_validate({**document, "raw": document} if isinstance(document, Mapping) else document)
+            return cls.model_validate(document)
         except ValidationError as e:
             first = e.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the document"

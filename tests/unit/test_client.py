@@ -33,6 +33,7 @@ async def test_a_plan_is_typed_and_keeps_fields_of_the_future(client: RebuildCli
     assert plan.created_at is not None
     assert plan.created_at.utcoffset() is not None
     assert plan.raw == plan_document("running")
+    assert [wave.raw for wave in plan.waves] == plan_document("running")["waves"]
     assert not plan.is_final
 
 
