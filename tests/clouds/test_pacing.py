@@ -192,7 +192,12 @@ async def test_the_rate_climbs_back_to_the_ceiling_and_no_further(
     await limiter.reserve(1)
     passed = time.monotonic() - began
     assert cut < limiter.learned_rate <= min(100.0, cut + 100.0 * (passed + 0.05))
-    await asyncio.sleep(0.4)
+
+    async def climbed() -> bool:
+        await limiter.reserve(1)
+        return limiter.learned_rate >= 100.0
+
+    await eventually(climbed, message="the rate is at its ceiling again", every=0.05)
     await limiter.reserve(1)
     assert limiter.learned_rate == 100.0
 
