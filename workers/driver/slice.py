@@ -146,6 +146,9 @@ class Slice:
                 case CloudError():
                     self._not_before[project] = time.monotonic() + CLOUD_TROUBLE_SECONDS
                     log.warning("cloud_trouble", project=project, error=cause.message)
+                case DBAPIError() | OSError() | TimeoutError():
+                    self._not_before[project] = time.monotonic() + 1.0
+                    log.warning("ledger_trouble", project=project, error=str(cause)[:200])
                 case _:
                     log.error("driver_failed", project=project, exc_info=cause)
                     self._not_before[project] = time.monotonic() + 1.0
