@@ -29,7 +29,7 @@ demo: setup  ## Rebuild 200 servers of a rehearsal cloud, with everything embedd
 
 .PHONY: test
 test: setup-dev  ## The test suite, with its own PostgreSQL and Valkey
-	$(BIN)/pytest -n 4 -m "not chaos"
+	$(BIN)/pytest -n 4 --dist worksteal -m "not chaos"
 
 .PHONY: test-browser
 test-browser: setup-dev  ## The pages in a real Chromium (Debian's package chromium)
