@@ -94,7 +94,7 @@ async def test_a_killed_redis_that_lost_its_data_brings_no_burst(
     stop = asyncio.Event()
     taking = asyncio.create_task(take(limiters, stop))
     await asyncio.sleep(0.5)
-    await valkey.flushall()
+    await valkey.flushdb()
     await asyncio.to_thread(server.kill)
     await asyncio.to_thread(server.start)
     await asyncio.sleep(4.0)
@@ -268,7 +268,7 @@ async def test_processes_that_share_a_row_stay_within_the_rate_together(
 
     await eventually(all_share, message="all processes at work", deadline=60)
     if mishap == "flush":
-        await valkey.flushall()
+        await valkey.flushdb()
     elif mishap == "restart":
         await asyncio.to_thread(server.kill)
         await asyncio.to_thread(server.start)

@@ -46,7 +46,7 @@ async def flush_db(redis: "aioredis.Redis") -> None:
 
 
 async def flush_all(redis: "aioredis.Redis") -> None:
-    await redis.flushall()
+    await redis.flushdb()
     await redis.script_flush()
 
 
