@@ -4,37 +4,9 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
 
 from orchestrator.domain.decide import Reason
-
-
-class ServerSight(Protocol):
-    """What of a server a rebuild's end is told by."""
-
-    @property
-    def status(self) -> str: ...
-    @property
-    def task_state(self) -> str | None: ...
-    @property
-    def image(self) -> str | None: ...
-    @property
-    def volume_booted(self) -> bool: ...
-    @property
-    def launched_at(self) -> datetime | None: ...
-    @property
-    def fault_code(self) -> int | None: ...
-    @property
-    def fault_message(self) -> str | None: ...
-
-
-class ActionSight(Protocol):
-    """What of an instance action a rebuild's end is told by."""
-
-    @property
-    def succeeded(self) -> bool: ...
-    @property
-    def failed(self) -> bool: ...
+from orchestrator.domain.seen import SeenAction, SeenServer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +57,7 @@ class Judgement:
     """The call's own action has ended: nothing of it is still to come."""
 
 
-def sight(expected: Expected, server: ServerSight) -> Sight:
+def sight(expected: Expected, server: SeenServer) -> Sight:
     """What a list's view of the server, read after the 202, tells."""
     if server.task_state is not None:
         return Sight.UNDER_WAY
@@ -94,7 +66,7 @@ def sight(expected: Expected, server: ServerSight) -> Sight:
     return Sight.LOOK
 
 
-def judge(expected: Expected, server: ServerSight | None, action: ActionSight | None) -> Judgement:
+def judge(expected: Expected, server: SeenServer | None, action: SeenAction | None) -> Judgement:
     """The verdict of a read of the server itself (None: 404) and of the call's action (None: not to be had)."""
     if server is None or server.status in ("DELETED", "SOFT_DELETED"):
         return Judgement(
@@ -125,7 +97,7 @@ def judge(expected: Expected, server: ServerSight | None, action: ActionSight | 
     return Judgement(ending=Ending.DONE)
 
 
-def _failed(expected: Expected, server: ServerSight, action: ActionSight | None) -> Judgement:
+def _failed(expected: Expected, server: SeenServer, action: SeenAction | None) -> Judgement:
     """The action's own word is Error; where the guest is untouched, say so (nova-facts, 11)."""
     if server.status == "ERROR" and not _image_is(expected, server):
         disk = "the image was rolled back and the disk is untouched"
@@ -148,12 +120,12 @@ def _failed(expected: Expected, server: ServerSight, action: ActionSight | None)
     )
 
 
-def _image_is(expected: Expected, server: ServerSight) -> bool:
+def _image_is(expected: Expected, server: SeenServer) -> bool:
     # Nova keeps an id in the case in which it was sent.
     return server.volume_booted or (server.image or "").lower() == expected.image.lower()
 
 
-def _booted_anew(expected: Expected, server: ServerSight) -> bool:
+def _booted_anew(expected: Expected, server: SeenServer) -> bool:
     launched = server.launched_at
     if launched is None:
         return False

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 from orchestrator.domain.causes import Cause
+from orchestrator.domain.seen import SeenAction, SeenServer
 
 MARKER = "rebuild-attempt"
 """The metadata key that says whose rebuild a server had last. Nova writes it in the transaction that takes the call."""
@@ -31,34 +32,6 @@ def marked(value: str | None) -> tuple[UUID, int] | None:
         return UUID(plan), int(number)
     except ValueError:
         return None
-
-
-class SeenServer(Protocol):
-    """What of a server tells whether a call took effect."""
-
-    @property
-    def status(self) -> str: ...
-    @property
-    def task_state(self) -> str | None: ...
-    @property
-    def image(self) -> str | None: ...
-    @property
-    def metadata(self) -> Mapping[str, str]: ...
-    @property
-    def launched_at(self) -> datetime | None: ...
-
-
-class SeenAction(Protocol):
-    """What of an instance action tells whose it is."""
-
-    @property
-    def request_id(self) -> str: ...
-    @property
-    def action(self) -> str: ...
-    @property
-    def start_time(self) -> datetime: ...
-    @property
-    def user_id(self) -> str | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,9 +257,9 @@ def settle(open_: Open, weighed: Weighed, now: datetime) -> tuple[Settlement, Op
     quiet = now >= open_.quiet_at
     match weighed.finding:
         case Finding.APPLIED:
-            return Settlement.APPLIED, open_
+            return Settlement.APPLIED, open_.counted(None)
         case Finding.NOT_APPLIED:
-            return Settlement.NOT_APPLIED, open_
+            return Settlement.NOT_APPLIED, open_.counted(None)
         case Finding.GONE:
             kept = open_.counted(Finding.GONE)
             believed = weighed.certain or (quiet and kept.looks >= NEEDED_404)
@@ -300,6 +273,6 @@ def settle(open_: Open, weighed: Weighed, now: datetime) -> tuple[Settlement, Op
             kept = open_.counted(Finding.OPEN)
             return (Settlement.UNRESOLVED if kept.looks >= NEEDED_LOOKS else Settlement.WAIT), kept
         case Finding.UNSEEN if now >= max(open_.quiet_at, open_.deadline_at):
-            return Settlement.UNRESOLVED, open_
+            return Settlement.UNRESOLVED, open_.counted(None)
         case _:
             return Settlement.WAIT, open_.counted(None)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.domain.evidence import MARKER
+from orchestrator.domain.seen import SeenServer
 from orchestrator.domain.spec.rebuild import PLACEHOLDER, Overrides, RebuildSpec, ServerRebuild
 from orchestrator.domain.spec.text import metadata_key_fault, metadata_value_fault, server_name_fault
-from orchestrator.domain.targets import ServerFacts
 from orchestrator.errors import RebuildError
 
 MAX_BODY = 114688
@@ -36,7 +36,7 @@ class Call:
 
 
 def build_call(
-    rebuild: RebuildSpec, overrides: Overrides | None, server: ServerFacts, image_id: str, *, marker: str | None,
+    rebuild: RebuildSpec, overrides: Overrides | None, server: SeenServer, image_id: str, *, marker: str | None,
     metadata_items: int = METADATA_ITEMS,
 ) -> Call:  # fmt: skip
     """The body, with `marker` in the server's metadata where there is room for it; None leaves it out.
@@ -58,7 +58,7 @@ def build_call(
 def build_body(
     rebuild: RebuildSpec,
     overrides: Overrides | None,
-    server: ServerFacts,
+    server: SeenServer,
     image_id: str,
     *,
     marker: str | None = None,
@@ -98,7 +98,7 @@ def body_sha256(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def matches_request(rebuild: RebuildSpec, overrides: Overrides | None, server: ServerFacts, image_id: str) -> bool:
+def matches_request(rebuild: RebuildSpec, overrides: Overrides | None, server: SeenServer, image_id: str) -> bool:
     """Whether the server shows the image, name, metadata and key that the plan asks for, and is ACTIVE or SHUTOFF.
 
     This is the part of `skip_matching` that can be seen; how its last rebuild ended must be known besides, and which
@@ -122,7 +122,7 @@ def matches_request(rebuild: RebuildSpec, overrides: Overrides | None, server: S
     )
 
 
-def wanted_name(rebuild: RebuildSpec, overrides: Overrides | None, server: ServerFacts) -> str | None:
+def wanted_name(rebuild: RebuildSpec, overrides: Overrides | None, server: SeenServer) -> str | None:
     """The name that the plan gives this server, its template filled in; None where it keeps its own.
 
     Raises `RequestInvalid` where a metadata key is missing or the name is none that the cloud takes.
@@ -131,7 +131,7 @@ def wanted_name(rebuild: RebuildSpec, overrides: Overrides | None, server: Serve
     return None if template is None else render_name(template, server)
 
 
-def wanted_metadata(rebuild: RebuildSpec, overrides: Overrides | None, server: ServerFacts) -> dict[str, str] | None:
+def wanted_metadata(rebuild: RebuildSpec, overrides: Overrides | None, server: SeenServer) -> dict[str, str] | None:
     """All metadata that the server is to have; None where the plan says nothing of it.
 
     A server's own changes are laid over the plan's, and both over what the server has (merge) or nothing (replace).
@@ -144,7 +144,7 @@ def wanted_metadata(rebuild: RebuildSpec, overrides: Overrides | None, server: S
     return {key: value for key, value in {**before, **changes}.items() if value is not None}
 
 
-def render_name(template: str, server: ServerFacts) -> str:
+def render_name(template: str, server: SeenServer) -> str:
     """`{name}`, `{id}` and `{metadata.KEY}` filled in with what the server has now. Raises `RequestInvalid`."""
 
     def fill(match: Any) -> str:

@@ -1,46 +1,12 @@
 """Whether a server is one of those that a plan selects, or leaves out."""
 
-from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
 
+from orchestrator.domain.seen import SeenServer
 from orchestrator.domain.spec import Exclude, Select
 
 
-class ServerFacts(Protocol):
-    """What a plan has to know of a server; the clouds' `Server` has it all."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def task_state(self) -> str | None: ...
-    @property
-    def image(self) -> str | None: ...
-    @property
-    def volume_booted(self) -> bool: ...
-    @property
-    def metadata(self) -> Mapping[str, str]: ...
-    @property
-    def tags(self) -> Sequence[str]: ...
-    @property
-    def zone(self) -> str | None: ...
-    @property
-    def host(self) -> str | None: ...
-    @property
-    def locked(self) -> bool: ...
-    @property
-    def project_id(self) -> str | None: ...
-    @property
-    def flavor(self) -> Mapping[str, Any]: ...
-    @property
-    def key_name(self) -> str | None: ...
-
-
-def matches(select: Select, server: ServerFacts) -> bool:
+def matches(select: Select, server: SeenServer) -> bool:
     """Whether all filters of `select` match.
 
     `select.image` is compared with the server's image id: put the id there first, where the plan has a name or URL
@@ -56,7 +22,7 @@ def matches(select: Select, server: ServerFacts) -> bool:
     )
 
 
-def excluded(exclude: Exclude | None, server: ServerFacts) -> bool:
+def excluded(exclude: Exclude | None, server: SeenServer) -> bool:
     """Whether any of the exclusions matches, wherever the server came from."""
     return exclude is not None and (
         server.id.lower() in exclude.servers

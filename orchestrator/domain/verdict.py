@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.domain.decide import Reason
-from orchestrator.domain.targets import ServerFacts
+from orchestrator.domain.seen import SeenServer
 
 REBUILDABLE = frozenset({"ACTIVE", "SHUTOFF", "ERROR"})
 """Statuses that Nova rebuilds from (nova-facts, 4)."""
@@ -27,7 +27,7 @@ class Limits:
 ALREADY_THERE = Reason(code="already_there", message="The server already is as the plan wants it.")
 
 
-def refusal(server: ServerFacts | None, limits: Limits, *, reimage_boot_volume: bool) -> Reason | None:
+def refusal(server: SeenServer | None, limits: Limits, *, reimage_boot_volume: bool) -> Reason | None:
     """Why a server can't or must not be rebuilt; None: nothing speaks against it. None for a server: 404."""
     if server is None or server.status in DELETED:
         return Reason(code="unknown_server", message="The cloud has no such server in this project.")
@@ -55,7 +55,7 @@ def refusal(server: ServerFacts | None, limits: Limits, *, reimage_boot_volume: 
     return None
 
 
-def busy(server: ServerFacts) -> Reason | None:
+def busy(server: SeenServer) -> Reason | None:
     """What the server is at just now; None: it is free."""
     if server.task_state is None and server.status in REBUILDABLE:
         return None

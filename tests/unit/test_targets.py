@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from orchestrator.clouds.protocol import Server
+from orchestrator.domain.seen import SeenServer
 from orchestrator.domain.spec import Exclude, Select
-from orchestrator.domain.targets import ServerFacts, excluded, matches
+from orchestrator.domain.targets import excluded, matches
 
 ID = "9168b536-cd40-4630-b43f-b259807c6e8a"
 SERVER = Server(
@@ -22,7 +23,7 @@ SERVER = Server(
 
 
 def test_a_clouds_server_has_all_that_a_plan_must_know() -> None:
-    facts: ServerFacts = SERVER
+    facts: SeenServer = SERVER
     assert facts.id == ID
 
 
