@@ -25,12 +25,13 @@ from orchestrator.domain.decide import Decision
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.embedded import start_embedded
 from orchestrator.ledger import drive
-from orchestrator.ledger.drive import ClaimedJob, Intent, Ownership
+from orchestrator.ledger.drive import ClaimedJob, Ownership
 from orchestrator.ledger.engine import open_engine, transaction
 from orchestrator.ledger.holds import take_holds
 from orchestrator.ledger.leases import acquire, drive_lease
 from orchestrator.ledger.migrate import upgrade
 from orchestrator.ledger.prepare import Prepared, PreparedJob, PreparedWave, note_project, publish
+from orchestrator.ledger.second_gate import Intent, commit_intents
 from orchestrator.ledger.submit import NewPlan, insert_plan
 from orchestrator.ledger.transitions import JobChange, PlanMove, lock_plans, move_jobs, move_plan
 
@@ -185,7 +186,7 @@ async def measure(bench: Bench, plan: UUID, own: Ownership) -> None:
 
     async def intents(conn: AsyncConnection, n: int) -> None:
         batch, checked[:] = checked[:n], checked[n:]
-        through = await drive.commit_intents(
+        through = await commit_intents(
             conn,
             own,
             [Intent(plan_id=plan, ord=j.ord, server_id=j.server_id, number=1, body_sha256="b" * 64,

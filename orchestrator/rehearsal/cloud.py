@@ -1,53 +1,19 @@
 """The rehearsal cloud itself: its servers, images and clock, and what can be done to them. HTTP is elsewhere."""
 
-import ipaddress
 import random
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.domain.evidence import MARKER
 from orchestrator.rehearsal.account import Account, ServerAccount
-from orchestrator.rehearsal.config import RehearsalConfig, RehearsalUser, stable_hex, stable_id
+from orchestrator.rehearsal.config import RehearsalConfig, RehearsalUser
 from orchestrator.rehearsal.faults import Fault, Faults
+from orchestrator.rehearsal.fleet import fleet
 from orchestrator.rehearsal.life import Hosts, Rebuild, Timeline
-from orchestrator.rehearsal.state import POWER, Action, Server, Task, VmState
-
-
-class Refusal(Exception):
-    """An answer in Nova's form: `{"conflictingRequest": {"code": 409, "message": …}}`."""
-
-    def __init__(self, status: int, key: str, message: str):
-        self.status = status
-        self.key = key
-        self.message = message
-        super().__init__(message)
-
-
-def unexpected(kind: str) -> str:
-    """What Nova says of an exception that it did not foresee."""
-    return (
-        "Unexpected API Error. Please report this at http://bugs.launchpad.net/nova/ and attach the Nova API log "
-        f"if possible.\n<class '{kind}'>"
-    )
-
-
-def bad_request(message: str) -> Refusal:
-    return Refusal(400, "badRequest", message)
-
-
-def forbidden(message: str) -> Refusal:
-    return Refusal(403, "forbidden", message)
-
-
-def not_found(message: str) -> Refusal:
-    return Refusal(404, "itemNotFound", message)
-
-
-def conflict(message: str) -> Refusal:
-    return Refusal(409, "conflictingRequest", message)
+from orchestrator.rehearsal.refusals import Refusal, bad_request, conflict, forbidden, not_found, unexpected
+from orchestrator.rehearsal.state import Action, Server, Task, VmState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +103,7 @@ class RehearsalCloud:
         self.order: list[Server] = []
         """As lists show them: created, then number, both descending; deleted ones too."""
         self.rank: dict[str, int] = {}
-        self._boot()
+        self._place(fleet(config, began=int(clock()) - 86400))
 
     def now(self) -> float:
         """The present, with everything done that is due by now."""
@@ -323,72 +289,6 @@ class RehearsalCloud:
             )
 
     # How it came to be.
-
-    def _boot(self) -> None:
-        config = self.config
-        began = int(self.clock()) - 86400
-        states = self._states()
-        addresses: Iterator[Any] = iter(())
-        if config.network is not None:
-            addresses = iter(ipaddress.ip_network(config.network).hosts())
-        owner = config.fleet_user
-        made = []
-        for index in range(1, config.servers + 1):
-            zone_number = (index - 1) % len(config.zones)
-            zone = config.zones[zone_number]
-            host = (index - 1) // len(config.zones) % config.hosts_per_zone
-            what = states.get(index, "active")
-            name = config.name_pattern.format(index=index)
-            created = float(began + index // 10)
-            vm_state = VmState(what) if what in ("stopped", "paused", "error") else VmState.ACTIVE
-            server = Server(
-                number=index,
-                id=stable_id("server", config.seed, index),
-                name=name,
-                hostname=re.sub(r"[^a-z0-9-]", "-", name.lower()),
-                project_id=owner.project_id,
-                user_id=owner.id,
-                created=created,
-                updated=created + 30,
-                launched_at=created + 30,
-                image=config.images[0].id,
-                zone=zone,
-                host_id=(stable_hex("host", zone, host) * 2)[:56],
-                metadata={**config.metadata, "index": str(index)},
-                tags=sorted(config.tags),
-                address=str(next(addresses)) if config.network is not None else None,
-                volume=stable_id("volume", config.seed, index) if what == "volume" else None,
-                vm_state=vm_state,
-                power=POWER[vm_state],
-                locked=what == "locked",
-            )
-            request_id = "req-" + stable_id("create", config.seed, index)
-            create = Action(
-                request_id=request_id,
-                action="create",
-                user_id=owner.id,
-                project_id=owner.project_id,
-                start=created,
-                updated=created + 30,
-            )
-            create.end(create.begin("compute__do_build_and_run_instance", created, server.host_id), created + 30)
-            server.actions[request_id] = create
-            if vm_state is VmState.ERROR:
-                server.fail(created + 30, "rehearsal: the host was lost")
-            made.append(server)
-        self._place(made)
-
-    def _states(self) -> dict[int, str]:
-        """Which servers are special, from the end of the fleet."""
-        config = self.config
-        kinds = (
-            ["volume"] * config.volume_booted
-            + ["paused"] * config.paused
-            + ["stopped"] * config.shutoff
-            + ["error"] * config.error
-            + ["locked"] * config.locked
-        )
-        return dict(zip(range(config.servers, 0, -1), kinds, strict=False))
 
     def _place(self, servers: Iterable[Server]) -> None:
         for server in servers:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestrator.rehearsal import listing, validation
-from orchestrator.rehearsal.cloud import VERBS, Refusal, bad_request, not_found
+from orchestrator.rehearsal.cloud import VERBS
 from orchestrator.rehearsal.nova import Call, NoSuchPath, Reply, Route
+from orchestrator.rehearsal.refusals import Refusal, bad_request, not_found
 from orchestrator.rehearsal.state import Server, VmState
 from orchestrator.rehearsal.validation import invalid, invalid_query
 from orchestrator.rehearsal.views import (

@@ -10,9 +10,10 @@ from typing import Generic, TypeVar
 from aiohttp import web
 
 from orchestrator.rehearsal.account import DROPPED, TRUNCATED
-from orchestrator.rehearsal.cloud import RehearsalCloud, unexpected
+from orchestrator.rehearsal.cloud import RehearsalCloud
 from orchestrator.rehearsal.faults import Calls, Fault, FaultKind
 from orchestrator.rehearsal.glance import page_of_error
+from orchestrator.rehearsal.refusals import unexpected
 
 RouteT = TypeVar("RouteT")
 

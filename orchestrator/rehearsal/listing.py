@@ -7,7 +7,8 @@ from urllib.parse import urlencode
 
 from multidict import MultiMapping
 
-from orchestrator.rehearsal.cloud import Caller, RehearsalCloud, bad_request, forbidden
+from orchestrator.rehearsal.cloud import Caller, RehearsalCloud
+from orchestrator.rehearsal.refusals import bad_request, forbidden
 from orchestrator.rehearsal.state import STATUS, STATUSES, Server, VmState
 from orchestrator.rehearsal.validation import invalid_query
 from orchestrator.rehearsal.views import FLAVOR_ID

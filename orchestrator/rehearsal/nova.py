@@ -8,10 +8,11 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from orchestrator.rehearsal.cloud import Caller, Refusal, RehearsalCloud, bad_request
+from orchestrator.rehearsal.cloud import Caller, RehearsalCloud
 from orchestrator.rehearsal.gateway import MAX_BODY, new_request_id
 from orchestrator.rehearsal.glance import page_of_error
 from orchestrator.rehearsal.keystone import AUTH_REQUIRED, Keystone
+from orchestrator.rehearsal.refusals import Refusal, bad_request
 from orchestrator.rehearsal.views import Place
 
 JSON = "application/json"

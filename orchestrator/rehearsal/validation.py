@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator.rehearsal.cloud import Refusal, bad_request, unexpected
+from orchestrator.rehearsal.refusals import Refusal, bad_request, unexpected
 
 _KEY = r"^[a-zA-Z0-9-_:. ]{1,255}$"
 _HOSTNAME = r"^[a-zA-Z0-9]+[a-zA-Z0-9-]*[a-zA-Z0-9]+$"

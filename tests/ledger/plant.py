@@ -10,10 +10,11 @@ from uuid_utils.compat import uuid7
 
 from orchestrator.domain.decide import Decision
 from orchestrator.domain.states import JobState, PlanStatus, Verdict
-from orchestrator.ledger.drive import Intent, Ownership
+from orchestrator.ledger.drive import Ownership
 from orchestrator.ledger.holds import take_holds
 from orchestrator.ledger.leases import acquire, drive_lease
 from orchestrator.ledger.prepare import Prepared, PreparedJob, PreparedWave, note_project, publish
+from orchestrator.ledger.second_gate import Intent
 from orchestrator.ledger.submit import NewPlan, insert_plan
 from orchestrator.ledger.transitions import JobChange, PlanMove, lock_plans, move_jobs, move_plan
 

@@ -31,6 +31,7 @@ from orchestrator.ledger.engine import open_engine, transaction
 from orchestrator.ledger.holds import take_holds
 from orchestrator.ledger.leases import acquire, guard, renew
 from orchestrator.ledger.plans import acknowledge_failures, cancel_pending_jobs, plan_now
+from orchestrator.ledger.second_gate import commit_intents
 from orchestrator.ledger.settle import jobs_to_retry, note_retries, tell_driver
 from orchestrator.ledger.transitions import JobChange, PlanMove, lock_plans, move_jobs, move_plan
 from tests.ledger.machine import FAR, Job, Plan, agrees
@@ -332,7 +333,7 @@ class Ledger(RuleBasedStateMachine):
         passing = how == "right" and not self.paused
         expected = {(p.id, i) for p, i in some if passing and p.status is P.RUNNING}
         try:
-            through = self.run(lambda conn: drive.commit_intents(conn, mine, intents, epochs))
+            through = self.run(lambda conn: commit_intents(conn, mine, intents, epochs))
         except LeaseLost:
             assert how == "fence" or self.expired
             return

@@ -14,7 +14,7 @@ from orchestrator.domain.decide import Reason
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.errors import LeaseLost
 from orchestrator.ledger import leases
-from orchestrator.ledger.drive import commit_intents, moving_jobs
+from orchestrator.ledger.drive import moving_jobs
 from orchestrator.ledger.engine import open_engine, transaction
 from orchestrator.ledger.leases import acquire, guard, incarnation, renew
 from orchestrator.ledger.prepare import note_project
@@ -32,6 +32,7 @@ from orchestrator.ledger.reconcile import (
     restored,
     retake_holds,
 )
+from orchestrator.ledger.second_gate import commit_intents
 from orchestrator.ledger.settle import tell_driver
 from orchestrator.ledger.transitions import PlanMove, lock_plans, move_jobs, move_plan
 from tests.ledger.plant import DEPLOYMENT, change, column, counters_agree, intent, move, own, plant

@@ -9,8 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.errors import LeaseLost
-from orchestrator.ledger.drive import Ownership, commit_intents
+from orchestrator.ledger.drive import Ownership
 from orchestrator.ledger.engine import open_engine, transaction
+from orchestrator.ledger.second_gate import commit_intents
 from orchestrator.ledger.transitions import PlanMove, move_plan
 from tests.ledger.plant import column, counters_agree, intent, move, own, plant
 

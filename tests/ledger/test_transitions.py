@@ -9,9 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator.domain.decide import Decision, Reason
 from orchestrator.domain.states import FINAL_JOB_STATES, JobState, PlanStatus
-from orchestrator.ledger.drive import commit_intents
 from orchestrator.ledger.engine import open_engine, transaction
 from orchestrator.ledger.prepare import known_actions, last_rebuild_states
+from orchestrator.ledger.second_gate import commit_intents
 from orchestrator.ledger.transitions import (
     AttemptAnswer,
     JobChange,

@@ -18,7 +18,7 @@ from orchestrator.domain.lifecycle import JobEvent
 from orchestrator.domain.states import JobState
 from orchestrator.errors import CloudError
 from orchestrator.failpoints import failpoint
-from orchestrator.ledger.drive import Intent, commit_intents
+from orchestrator.ledger.second_gate import Intent, commit_intents
 from orchestrator.ledger.transitions import AttemptAnswer
 from orchestrator.log import get_logger
 from workers.driver.desk import Checked, Desk, Watched
