@@ -8,27 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs, urljoin, urlsplit
 
-from orchestrator.clouds.answers import classify, error_key, error_message, slow_down_of
+from orchestrator.clouds.answers import classify, error_key, error_message
 from orchestrator.clouds.config import CloudConfig
-from orchestrator.clouds.microversions import (
-    REIMAGE,
-    Feature,
-    Microversions,
-    Version,
-    compute_root,
-    headers_for,
-    offered_by,
-)
+from orchestrator.clouds.connection import Connection
+from orchestrator.clouds.microversions import REIMAGE, Feature, Microversions, compute_root
 from orchestrator.clouds.pacing import Limiter
-from orchestrator.clouds.parse import (
-    parse_action,
-    parse_http_date,
-    parse_image,
-    parse_json,
-    parse_object,
-    parse_objects,
-    parse_server,
-)
+from orchestrator.clouds.parse import parse_action, parse_image, parse_json, parse_object, parse_objects, parse_server
 from orchestrator.clouds.protocol import (
     Action,
     Answer,
@@ -42,24 +27,16 @@ from orchestrator.clouds.protocol import (
     ServerPage,
 )
 from orchestrator.clouds.sign_in import SignedIn, TokenCache
-from orchestrator.clouds.transport import TOTAL_TIMEOUT, NoAnswer, RawAnswer, Transport
+from orchestrator.clouds.transport import NoAnswer, RawAnswer
 from orchestrator.errors import (
     CloudAnswerInvalid,
     CloudConfigInvalid,
     CloudError,
     CloudNotOffered,
     CloudSignInRefused,
-    CloudThrottled,
-    CloudTokenExpired,
-    CloudUnreachable,
 )
-from orchestrator.log import get_logger
-
-log = get_logger(__name__)
 
 PAGE = 1000
-READ_PATIENCE = 4
-"""How often a paced read is sent in all before being told to slow down becomes the caller's trouble."""
 """Servers a page; Nova's own limit (nova-facts 7)."""
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _UUID = re.compile(r"[0-9a-fA-F]{8}-?([0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
@@ -73,41 +50,31 @@ class OpenStackCloud:
 
     def __init__(self, config: CloudConfig, tokens: TokenCache, *, reads: Limiter | None = None) -> None:
         self.name = config.name
-        self._config = config
-        self._tokens = tokens
-        self._reads = reads
-        self._transport = Transport(
-            verify=config.verify, cert=config.cert, read_timeout=config.api_timeout or TOTAL_TIMEOUT
-        )
-        self._signed: SignedIn | None = None
-        self._microversions: Microversions | None = None
+        self._connection = Connection(config, tokens, reads)
 
     # Identity
 
     async def sign_in(self) -> Project:
         """See the protocol. Also finds the compute service's microversions, once."""
-        signed = await self._token()
-        if self._microversions is None:
-            self._microversions = await self._discover(signed)
-        return signed.project
+        return (await self._connection.sign_in()).project
 
     def pace_reads(self, reads: Limiter) -> None:
         """The limiter for reads from now on; its key needs the project, which is known after the sign-in."""
-        self._reads = reads
+        self._connection.reads = reads
 
     async def renew_token(self) -> None:
         """See the protocol."""
-        self._signed = await self._tokens.renew(self._config, self._signed)
+        await self._connection.renew_token()
 
     @property
     def user_id(self) -> str | None:
-        """Who we are to the cloud: its instance actions carry it. Known after `sign_in`."""
-        return self._signed.user_id if self._signed else None
+        """See the protocol."""
+        return self._connection.user_id
 
     @property
     def microversions(self) -> Microversions:
         """What the cloud offers and what is spoken. Known after `sign_in`."""
-        return self._microversions or Microversions(offered=None)
+        return self._connection.microversions
 
     @property
     def max_microversion(self) -> str | None:
@@ -125,31 +92,6 @@ class OpenStackCloud:
         """What can be read and asked for. Known after `sign_in`."""
         return self.microversions.features
 
-    async def _token(self) -> SignedIn:
-        self._signed = await self._tokens.get(self._config)
-        return self._signed
-
-    async def _ready(self) -> SignedIn:
-        await self.sign_in()
-        return await self._token()
-
-    async def _discover(self, signed: SignedIn) -> Microversions:
-        """The version document of `/v2.1/`, else of the root; asked without a token, as keystoneauth does."""
-        root, cap = compute_root(signed.compute_url, signed.project.project_id), self._config.microversion_cap
-        for url, token in ((f"{root}/v2.1/", ""), (f"{root}/", ""), (f"{root}/v2.1/", signed.token)):
-            answer = await self._transport.get(url, headers={"X-Auth-Token": token} if token else {})
-            if answer.status >= 500 or answer.status == 429:
-                raise self._refused(answer, url)
-            if answer.status in {200, 300}:
-                try:
-                    offered = offered_by(parse_json(answer.body))
-                except CloudAnswerInvalid:
-                    continue
-                if offered:
-                    return Microversions(offered=offered, cap=cap)
-        log.warning("no_microversions", cloud=self.name)
-        return Microversions(offered=None, cap=cap)
-
     # Reading
 
     async def list_servers(
@@ -166,7 +108,7 @@ class OpenStackCloud:
         marker: str | None = None
         while True:
             params = [("limit", str(page)), *filters, *([("marker", marker)] if marker else [])]
-            answer, date = await self._read(self._servers("/detail"), params)
+            answer, date = await self._connection.read(self._servers("/detail"), params)
             value = parse_json(answer.body)
             servers = await _parsed(parse_objects(value, "servers"))
             following = _next_marker(value, servers, page)
@@ -197,10 +139,10 @@ class OpenStackCloud:
 
     async def get_server(self, server_id: str) -> tuple[Server | None, datetime]:
         """See the protocol."""
-        signed = await self._ready()
+        signed = await self._connection.sign_in()
         if not _ID.fullmatch(server_id):
             return None, signed.cloud_now()
-        answer, date = await self._read(self._servers(f"/{server_id}"), missing="itemNotFound")
+        answer, date = await self._connection.read(self._servers(f"/{server_id}"), missing="itemNotFound")
         return (None if answer.status == 404 else parse_server(parse_object(parse_json(answer.body), "server"))), date
 
     async def get_action(self, server_id: str, request_id: str) -> Action | None:
@@ -231,7 +173,7 @@ class OpenStackCloud:
     async def _actions(self, url: Callable[[SignedIn], str]) -> RawAnswer:
         """A 200, or Nova's own 404. Raises `CloudNotOffered` where the path is unknown or the policy forbids it."""
         try:
-            answer, _ = await self._read(url, missing=".*")
+            answer, _ = await self._connection.read(url, missing=".*")
         except CloudSignInRefused as e:
             raise CloudNotOffered(e.message) from None
         if answer.status == 404 and error_key(answer.body) != "itemNotFound":
@@ -240,7 +182,7 @@ class OpenStackCloud:
 
     async def find_images(self, reference: str) -> Sequence[Image]:
         """See the protocol."""
-        signed = await self._ready()
+        signed = await self._connection.sign_in()
         if signed.image_url is None:
             raise CloudConfigInvalid(
                 f"clouds.{self.name}: the catalog has no image endpoint in this region; set image_endpoint_override."
@@ -251,12 +193,12 @@ class OpenStackCloud:
             if not _UUID.fullmatch(reference):
                 return ()
         if _UUID.fullmatch(reference):
-            answer, _ = await self._read(lambda _: f"{base}/v2/images/{reference.lower()}", missing=".*")
+            answer, _ = await self._connection.read(lambda _: f"{base}/v2/images/{reference.lower()}", missing=".*")
             return () if answer.status == 404 else (parse_image(parse_json(answer.body)),)
         found: list[Image] = []
         url, params = f"{base}/v2/images", [("name", reference), ("limit", "100")]
         for _page in range(100):
-            answer, _ = await self._read(lambda _, url=url: url, params)  # type: ignore[misc]
+            answer, _ = await self._connection.read(lambda _, url=url: url, params)  # type: ignore[misc]
             value = parse_json(answer.body)
             found += [i for i in map(parse_image, parse_objects(value, "images")) if i.name == reference]
             if not value.get("next"):
@@ -273,56 +215,6 @@ class OpenStackCloud:
 
         return url
 
-    async def _read(
-        self,
-        url: Callable[[SignedIn], str],
-        params: Sequence[tuple[str, str]] = (),
-        *,
-        missing: str | None = None,
-    ) -> tuple[RawAnswer, datetime]:
-        """A 200, or a 404 whose error is named `missing`; with the cloud's time. Renews the token once, and
-        is patient where told to slow down."""
-        renewed, patience = False, READ_PATIENCE if self._reads else 0
-        while True:
-            signed = await self._token()
-            permit = await self._reads.acquire() if self._reads else None
-            before = signed.cloud_now()
-            address = url(signed)
-            answer = await self._transport.get(address, params=params, headers=self._headers(signed, None))
-            if answer.status == 200 or (
-                answer.status == 404 and missing is not None and re.fullmatch(missing, error_key(answer.body))
-            ):
-                return answer, parse_http_date(answer.headers.get("Date")) or before
-            if answer.status == 401 and not renewed:
-                renewed = True
-                await self.renew_token()
-                continue
-            error = self._refused(answer, address)
-            if permit and self._reads and isinstance(error, CloudThrottled):
-                await self._reads.throttled(error.retry_after, permit.epoch, allowed_rate=error.allowed_rate)
-                patience -= 1
-                if patience > 0:  # the next permit is for after the pause that was asked for
-                    continue
-            raise error
-
-    def _refused(self, answer: RawAnswer, url: str) -> CloudError:
-        host, said = urlsplit(url).netloc, error_message(answer.body)
-        what = f"{host} answered {answer.status}" + (f": {said}" if said else "")
-        slow_down = slow_down_of(answer.headers, answer.body)
-        told = answer.status == 503 and slow_down.retry_after is not None
-        if answer.status == 429 or error_key(answer.body) == "overLimit" or told:
-            return CloudThrottled(what, retry_after=slow_down.retry_after, allowed_rate=slow_down.allowed_rate)
-        if answer.status == 401:
-            return CloudTokenExpired(f"{host} refuses a token that was just fetched.")
-        if answer.status == 403:
-            return CloudSignInRefused(f"{what} (user {self._config.user!r} may not do that)")
-        if answer.status >= 500:
-            return CloudUnreachable(what)
-        return CloudAnswerInvalid(what)
-
-    def _headers(self, signed: SignedIn, version: Version | None) -> Mapping[str, str]:
-        return {"X-Auth-Token": signed.token, **headers_for(version or self.microversions.spoken)}
-
     # Rebuilding
 
     async def rebuild(
@@ -332,7 +224,7 @@ class OpenStackCloud:
         if not _ID.fullmatch(server_id):
             return Answer(effect=Effect.NOT_APPLIED, cause=Cause.NOT_FOUND, message=f"{server_id!r} is not an id.")
         try:
-            signed = await self._ready()
+            signed = await self._connection.sign_in()
             url = self._servers(f"/{server_id}/action")(signed)
         except CloudError as e:
             return Answer(effect=Effect.NOT_APPLIED, cause=Cause.NEVER_SENT, message=e.message)
@@ -344,8 +236,8 @@ class OpenStackCloud:
                 f"{self.max_microversion or 'none'}. Nothing was sent.",
             )
         before = signed.cloud_now()
-        headers = self._headers(signed, REIMAGE if reimage_boot_volume else None)
-        answer = await self._transport.post_once(url, body, headers=headers, ready=ready)
+        headers = self._connection.headers(signed, REIMAGE if reimage_boot_volume else None)
+        answer = await self._connection.transport.post_once(url, body, headers=headers, ready=ready)
         if isinstance(answer, NoAnswer):
             return Answer(
                 effect=Effect.UNKNOWN if answer.may_have_left else Effect.NOT_APPLIED,
@@ -364,7 +256,7 @@ class OpenStackCloud:
 
     async def close(self) -> None:
         """See the protocol."""
-        await self._transport.close()
+        await self._connection.close()
 
 
 async def _parsed(raw: Sequence[Mapping[str, Any]]) -> tuple[Server, ...]:

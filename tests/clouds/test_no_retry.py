@@ -79,8 +79,8 @@ async def client(
         return signed_in(server.url)
 
     cloud = OpenStackCloud(config, TokenCache(sign_in))
-    await cloud._transport.close()
-    cloud._transport = Transport(post_timeout=post_timeout)
+    await cloud._connection.transport.close()
+    cloud._connection.transport = Transport(post_timeout=post_timeout)
     try:
         yield cloud, asked
     finally:
