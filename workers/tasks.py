@@ -13,7 +13,7 @@ from orchestrator.ledger.engine import open_engine
 from orchestrator.log import get_logger
 from workers.app import app, pipe, settings
 from workers.driver.slice import run_slice
-from workers.prepare import prepare_plan
+from workers.prepare.plan import prepare_plan
 from workers.runtime import TOKENS, run
 from workers.tick import tick_once
 

@@ -5,7 +5,7 @@ The clouds' `Server` and `Action` have it all; which part of it a rule reads, th
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class SeenServer(Protocol):
@@ -37,8 +37,6 @@ class SeenServer(Protocol):
     def locked(self) -> bool: ...
     @property
     def project_id(self) -> str | None: ...
-    @property
-    def flavor(self) -> Mapping[str, Any]: ...
     @property
     def key_name(self) -> str | None: ...
     @property

@@ -1,5 +1,6 @@
 """A mirror of the project's servers, as far as they matter to plans: filled by full reads, kept fresh by changes."""
 
+import asyncio
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
@@ -89,6 +90,20 @@ class Mirror:
             self._missing.pop(server_id, None)
         self._views[server_id] = view
         return view
+
+    async def read_patiently(self, server_ids: Iterable[str]) -> dict[str, Server | None]:
+        """Reads servers by their ids, and those that answer 404 again, until they show themselves or are surely gone
+        (None). Where none answers 404 nothing waits."""
+        asked = list(server_ids)
+        left = asked
+        while left:
+            began = time.monotonic()
+            for server_id in left:
+                await self.read_one(server_id)
+            left = [i for i in left if self._views[i].server is None and not self.surely_gone(i)]
+            if left:
+                await asyncio.sleep(began + GONE_SECONDS / (GONE_READS - 1) - time.monotonic())
+        return {i: self._views[i].server for i in asked}
 
     def surely_gone(self, server_id: str) -> bool:
         """Whether a server's 404 is believed: said often enough, for long enough."""
