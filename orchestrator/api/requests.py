@@ -87,14 +87,24 @@ class NoQuery(Input):
 
 
 class ActionBody(Input):
-    """What goes with an action."""
+    """What goes with every action."""
 
     reason: Line | None = None
     """Why; it is recorded."""
+
+
+class StartBody(ActionBody):
+    """What goes with start."""
+
     digest: Line | None = None
-    """For start: only if the plan has this digest."""
+    """Only if the plan has this digest."""
+
+
+class RetryBody(ActionBody):
+    """What goes with retry."""
+
     servers: Annotated[list[Line], Field(min_length=1)] | None = None
-    """For retry: only these, by their ids; without it all that failed."""
+    """Only these, by their ids; without it all that failed."""
 
 
 class ResolveBody(Input):
@@ -191,11 +201,19 @@ def _validated(model: type[M], given: dict[str, Any]) -> M:
             Fault(
                 path=".".join(str(part) for part in err["loc"]),
                 code="unknown_field" if err["type"] == "extra_forbidden" else err["type"],
-                message=err["msg"].removeprefix("Value error, "),
+                message=_said(model, err["type"], err["msg"]),
             )
             for err in e.errors(include_url=False, include_input=False)
         ]
         raise _invalid(faults) from None
+
+
+def _said(model: type[BaseModel], kind: str, said: str) -> str:
+    """What is wrong with a field; for one that isn't known, with those that are (the inputs have no parts)."""
+    if kind != "extra_forbidden":
+        return said.removeprefix("Value error, ")
+    known = ", ".join(model.model_fields)
+    return f"is not taken here; what is: {known}" if known else "is not taken here; nothing is"
 
 
 def _invalid(faults: list[Fault]) -> RequestInvalid:

@@ -16,6 +16,8 @@ from orchestrator.api.requests import (
     NoQuery,
     PlansQuery,
     ResolveBody,
+    RetryBody,
+    StartBody,
     TokenBody,
 )
 from orchestrator.domain.spec import PlanSpec
@@ -56,10 +58,10 @@ class Route:
     """Needs no token."""
 
 
-def _plan_action(name: str, handler: Handler, summary: str) -> Route:
+def _plan_action(name: str, handler: Handler, summary: str, body: type[ActionBody] = ActionBody) -> Route:
     return Route(
         method="POST", path=f"/v1/plans/{{id}}/{name}", name=f"{name}_plan", handler=handler, summary=summary,
-        body=ActionBody, answers={200: PlanView}, problems=(404, 409, 422),
+        body=body, answers={200: PlanView}, problems=(404, 409, 422),
     )  # fmt: skip
 
 
@@ -90,11 +92,13 @@ ROUTES: tuple[Route, ...] = (
         answers={200: "application/json"}, problems=(404,),
     ),
     _later("PATCH", "/v1/plans/{id}", "change_plan", {200: PlanView}),
-    _plan_action("start", plans.start, "Run a saved preview."),
+    _plan_action("start", plans.start, "Run a saved preview.", StartBody),
     _plan_action("pause", plans.pause, "Stop sending; what is in flight goes on."),
     _plan_action("resume", plans.resume, "Go on after a pause or a halt, whose failures are acknowledged."),
     _plan_action("cancel", plans.cancel, "Stop new work and let what is in flight finish."),
-    _plan_action("retry", plans.retry, "Another attempt for failed servers, each wiped once more; or for some alone."),
+    _plan_action(
+        "retry", plans.retry, "Another attempt for failed servers, each wiped once more; or for some alone.", RetryBody
+    ),
     *(_later("POST", f"/v1/plans/{{id}}/{a}", f"{a}_plan", {200: PlanView}) for a in LATER_ACTIONS),
     Route(
         method="GET", path="/v1/plans/{id}/jobs", name="list_jobs", handler=plans.list_jobs,

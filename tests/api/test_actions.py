@@ -151,3 +151,21 @@ async def test_actions_of_later_versions_say_so(api: Api, action: str) -> None:
     answer = await api.post(f"/v1/plans/{plan['id']}/{action}")
     assert (answer.status, answer.json["code"]) == (422, "not_supported_yet")
     assert action in answer.json["detail"]
+
+
+@pytest.mark.parametrize(
+    ("action", "field", "value", "taken"),
+    [("pause", "digest", "d", "reason"), ("cancel", "servers", ["s"], "reason"), ("resume", "digest", None, "reason"),
+     ("start", "servers", ["s"], "reason, digest"), ("retry", "digest", "d", "reason, servers")],
+)  # fmt: skip
+async def test_a_field_that_an_action_does_not_use_is_refused_with_those_that_it_does(
+    api: Api, action: str, field: str, value: object, taken: str
+) -> None:
+    """`cancel` with `servers` would else cancel the whole plan for somebody who meant one server."""
+    plan = await ready_plan(api)
+    answer = await api.post(f"/v1/plans/{plan['id']}/{action}", {"reason": "r", field: value})
+    assert (answer.status, answer.json["code"]) == (422, "invalid_request")
+    (fault,) = answer.json["errors"]
+    assert (fault["path"], fault["code"]) == (field, "unknown_field")
+    assert fault["message"].endswith(f": {taken}")
+    assert (await api.get(f"/v1/plans/{plan['id']}")).json["status"] == "ready"

@@ -12,6 +12,8 @@ from orchestrator.api.requests import (
     JobsQuery,
     PlansQuery,
     ResolveBody,
+    RetryBody,
+    StartBody,
     plan_id_of,
     read_body,
     read_bytes,
@@ -88,7 +90,7 @@ async def list_events(request: web.Request) -> web.StreamResponse:
 
 async def start(request: web.Request) -> web.Response:
     """Runs a saved preview."""
-    body = await read_body(request, ActionBody)
+    body = await read_body(request, StartBody)
     return answer(
         await actions.start(
             request.app[DEPS], request[PRINCIPAL], plan_id_of(request), digest=body.digest, reason=body.reason
@@ -116,7 +118,7 @@ async def cancel(request: web.Request) -> web.Response:
 
 async def retry(request: web.Request) -> web.Response:
     """Another attempt for failed servers."""
-    body = await read_body(request, ActionBody)
+    body = await read_body(request, RetryBody)
     return answer(
         await actions.retry(
             request.app[DEPS], request[PRINCIPAL], plan_id_of(request), servers=body.servers, reason=body.reason
