@@ -13,6 +13,7 @@ from orchestrator.api.keys import ApiConfig
 from orchestrator.api.metrics import RequestMetrics
 from orchestrator.api.openapi import describe
 from orchestrator.api.routes import ROUTES
+from orchestrator.clouds.pacing import make_redis
 from orchestrator.dashboard.pages import add_pages
 from orchestrator.hints import Hints
 from orchestrator.ledger.engine import open_engine
@@ -46,14 +47,19 @@ def make_app(config: ApiConfig) -> web.Application:
 
 async def _ledger(app: web.Application) -> AsyncIterator[None]:
     config = app[keys.CONFIG]
-    hints = Hints(config.redis_url)
+    hints, paces = Hints(config.redis_url), make_redis(config.redis_url)
     async with open_engine(config.database_url, name="rebuild-api", pool_size=POOL_SIZE) as engine:
         app[keys.DEPS] = Deps(
-            engine=engine, hints=hints, clouds=CloudBook(config.clouds), api_url=config.api_url.rstrip("/")
+            engine=engine,
+            hints=hints,
+            clouds=CloudBook(config.clouds),
+            paces=paces,
+            api_url=config.api_url.rstrip("/"),
         )
         app[keys.TOKENS] = TokenChecker(engine)
         yield
         hints.close()
+        await paces.aclose()
 
 
 async def _broker(app: web.Application) -> AsyncIterator[None]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import redis.asyncio as redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator.clouds.sign_in import TokenCache
@@ -16,6 +17,8 @@ class Deps:
     engine: AsyncEngine
     hints: Hints
     clouds: CloudBook
+    paces: redis.Redis
+    """Where the limiters are shared with the workers."""
     tokens: TokenCache = field(default_factory=TokenCache)
     """For the few looks at a cloud that a request takes itself."""
     api_url: str

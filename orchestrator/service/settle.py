@@ -8,8 +8,9 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.clouds.config import load_cloud
-from orchestrator.clouds.factory import open_cloud
+from orchestrator.clouds.factory import open_cloud, pace_key
 from orchestrator.clouds.look import look
+from orchestrator.clouds.pacing import Limiter
 from orchestrator.domain.decide import FailurePolicy, Happened, Reason, Tried, decide
 from orchestrator.domain.evidence import Finding, Weighed, weigh
 from orchestrator.domain.lifecycle import JobEvent, PlanEvent, plan_moves
@@ -24,6 +25,9 @@ from orchestrator.service.deps import Deps
 from orchestrator.service.reads import get_job
 from orchestrator.service.roles import Principal, Right
 from orchestrator.service.views import JobDetailView
+
+LOOK_PATIENCE = 20.0
+"""Seconds for the look that a person's "not applied" waits for: the pace may be stopped for longer than a request."""
 
 
 class ResolveDecision(StrEnum):
@@ -101,15 +105,12 @@ def _check(job: ClaimedJob, decision: ResolveDecision, attempt: int) -> None:
 async def _look_once_more(deps: Deps, plan: PlanRecord, job: ClaimedJob) -> Weighed:
     """What the cloud shows now. Raises `Conflict` where that speaks against "not applied", or can't be had."""
     try:
-        cloud = open_cloud(await asyncio.to_thread(load_cloud, plan.cloud), deps.tokens)
-        try:
-            await cloud.sign_in()
-            weighed = weigh(job.case(cloud.user_id), await look(cloud, job.server_id))
-        finally:
-            await cloud.close()
-    except CloudError as e:
+        async with asyncio.timeout(LOOK_PATIENCE):
+            weighed = await _look(deps, plan, job)
+    except (CloudError, TimeoutError) as e:
+        said = e.message if isinstance(e, CloudError) else f"It didn't come to it within {LOOK_PATIENCE:g} s."
         raise Conflict(
-            f"The cloud can't be looked at, so that the call had no effect can't be confirmed: {e.message}",
+            f"The cloud can't be looked at, so that the call had no effect can't be confirmed: {said}",
             code="evidence_unavailable",
         ) from None
     if weighed.traces:
@@ -123,6 +124,18 @@ async def _look_once_more(deps: Deps, plan: PlanRecord, job: ClaimedJob) -> Weig
             f"{weighed.says} So that the call had no effect can't be confirmed now.", code="evidence_unavailable"
         )
     return weighed
+
+
+async def _look(deps: Deps, plan: PlanRecord, job: ClaimedJob) -> Weighed:
+    """One look, at the pace that the project's workers read at. Raises `CloudError`."""
+    config = await asyncio.to_thread(load_cloud, plan.cloud)
+    cloud = open_cloud(config, deps.tokens)
+    try:
+        project = await cloud.sign_in()
+        cloud.pace_reads(Limiter(deps.paces, pace_key(project, "read"), config.settings.read_rate))
+        return weigh(job.case(cloud.user_id), await look(cloud, job.server_id))
+    finally:
+        await cloud.close()
 
 
 async def _settle(

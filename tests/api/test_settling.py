@@ -11,9 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.clouds.config import load_cloud
+from orchestrator.clouds.factory import pace_key
+from orchestrator.clouds.pacing import Limiter, make_redis
+from orchestrator.clouds.sign_in import TokenCache
 from orchestrator.domain.evidence import MARKER
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.rehearsal import RehearsalConfig, Running, serve
+from orchestrator.service import settle
 from tests.api.conftest import Api, server_id
 from tests.api.plant import column, holds, move, ready_plan, running_plan
 
@@ -153,6 +158,24 @@ async def test_not_applied_without_a_trace_is_tried_again_and_in_a_cancelled_pla
     assert (await holds(api) == [server]) is (state == "pending")
     if then == "running":
         assert plan["finished_at"] is None
+
+
+async def test_the_look_waits_for_the_pace_that_the_workers_read_at(
+    api: Api, cloud: Running, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cloud that told the workers to slow down isn't asked by the API meanwhile, and no request waits for an hour."""
+    monkeypatch.setattr(settle, "LOOK_PATIENCE", 1.5)
+    server, other = list(cloud.cloud.servers)[:2]
+    plan_id = await running_plan(api, {server: UNRESOLVED, other: PENDING}, cloud="rehearsal")
+    project = await TokenCache().get(load_cloud("rehearsal"))
+    key = pace_key(project.project, "read")
+    async with make_redis(redis_url) as redis:
+        await Limiter(redis, key, 10.0).throttled(3600.0, 0)
+        answer = await api.post(job(plan_id, server) + "/resolve", word("not_applied"))
+        assert (answer.status, answer.json["code"]) == (409, "evidence_unavailable")
+        assert await state_of(api, plan_id, server) == "unresolved"
+        await redis.delete(f"rebuild:pace:{{{key}}}")
+    assert (await api.post(job(plan_id, server) + "/resolve", word("not_applied"))).status == 200
 
 
 @pytest.mark.parametrize(
