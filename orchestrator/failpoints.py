@@ -98,7 +98,7 @@ class _Armed:
 _armed: dict[str, _Armed] | None = None
 _ENTRY = re.compile(
     r"(?P<name>[\w.]+)=(?P<action>crash|stop|raise|delay\((?P<seconds>\d+(\.\d+)?)\))"
-    r"(@(?P<hit>[1-9]\d*)(?P<onwards>\+)?)?(~(?P<once>/[^;]+))?"
+    r"(@(?P<hit>[1-9]\d*)(?P<onwards>\+)?)?(~(?P<once>/[^;~@]*[^;~@/\s]))?"
 )
 
 
@@ -116,12 +116,15 @@ def arm(spec: str) -> None:
         match = _ENTRY.fullmatch(entry)
         if match is None:
             raise FailpointsInvalid(
-                f"REBUILD_FAILPOINTS: {entry!r} is not NAME=crash|stop|raise|delay(S)[@N[+]][~FILE]"
+                f"REBUILD_FAILPOINTS: {entry!r} is not NAME=crash|stop|raise|delay(S)[@N[+]][~FILE], in this order; "
+                "FILE is an absolute path without ~ and @"
             )
         if match["name"] not in POINTS:
             raise FailpointsInvalid(
                 f"REBUILD_FAILPOINTS: there is no point {match['name']!r}; see orchestrator/failpoints.py"
             )
+        if match["name"] in found:
+            raise FailpointsInvalid(f"REBUILD_FAILPOINTS: {match['name']!r} is armed twice; only one would strike")
         found[match["name"]] = _Armed(
             action=match["action"].partition("(")[0],
             seconds=float(match["seconds"] or 0),

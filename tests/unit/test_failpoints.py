@@ -82,6 +82,13 @@ class TestGrammar:
             "gate.after_commit=crash@+",
             "gate.after_commit=crash@2-",
             "gate.after_commit=crash~relative",
+            "gate.after_commit=crash~/x@2",
+            "gate.after_commit=crash~/x@2+",
+            "gate.after_commit=crash@1~/x@2",
+            "gate.after_commit=crash~/x~/y",
+            "gate.after_commit=crash~/",
+            "gate.after_commit=crash~/x/",
+            "gate.after_commit=crash~",
             "gate.after_commit = crash",
             "=crash",
         ],
@@ -95,6 +102,15 @@ class TestGrammar:
     def test_a_point_that_there_is_not_is_named(self) -> None:
         with pytest.raises(FailpointsInvalid, match=r"no point 'send\.somewhere'"):
             arm("send.somewhere=crash")
+
+    def test_the_order_of_the_parts_is_said_where_it_is_wrong(self) -> None:
+        """Read as a file named x@2, it would strike at the first hit."""
+        with pytest.raises(FailpointsInvalid, match=r"\[@N\[\+\]\]\[~FILE\], in this order"):
+            arm(f"{POINT}=raise~/x@2")
+
+    def test_a_point_is_armed_once(self) -> None:
+        with pytest.raises(FailpointsInvalid, match=rf"'{re.escape(POINT)}' is armed twice"):
+            arm(f"{POINT}=raise@1;{POINT}=crash@3")
 
     def test_what_cannot_be_read_leaves_everything_as_it_was(self) -> None:
         arm(f"{POINT}=raise")
