@@ -27,7 +27,6 @@ class JobEvent(StrEnum):
     NOT_APPLIED = "not_applied"
     UNKNOWN = "unknown"
     FOUND_APPLIED = "found_applied"
-    FOUND_DONE = "found_done"
     UNSETTLED = "unsettled"
     REBUILT = "rebuilt"
     REBUILD_FAILED = "rebuild_failed"
@@ -69,8 +68,6 @@ JOB_TRANSITIONS: dict[tuple[J, JobEvent], tuple[J, ...]] = {
     # Anything may have happened: evidence decides, never a second call.
     (J.SENDING, JobEvent.UNKNOWN): (J.RESOLVING,),
     (J.RESOLVING, JobEvent.FOUND_APPLIED): (J.REBUILDING,),
-    (J.RESOLVING, JobEvent.FOUND_DONE): (J.VERIFYING,),
-    (J.RESOLVING, JobEvent.REBUILD_FAILED): (J.FAILED,),
     (J.RESOLVING, JobEvent.NOT_APPLIED): (J.PENDING, J.FAILED),
     # A 409 that no earlier copy of the call explains: the server was busy, which is no try.
     (J.RESOLVING, JobEvent.TURNED_AWAY): (J.PENDING,),
@@ -193,8 +190,9 @@ PLAN_TRANSITIONS: dict[tuple[P, PlanEvent], tuple[P, ...]] = {
     (P.RUNNING, PlanEvent.RETRY): (P.RUNNING,),
     (P.BAKING, PlanEvent.RETRY): (P.RUNNING,),
     (P.PAUSED, PlanEvent.RETRY): (P.PAUSED,),
-    # Late evidence turns a stuck or unresolved job.
+    # Late evidence turns a stuck or unresolved job, or a failover one that had succeeded.
     (P.FAILED, PlanEvent.SUCCEED): (P.SUCCEEDED,),
+    (P.SUCCEEDED, PlanEvent.FAIL): (P.FAILED,),
 }
 
 

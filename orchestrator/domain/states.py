@@ -108,4 +108,4 @@ HOLDING_JOB_STATES = frozenset(JobState) - FINAL_JOB_STATES
 FINAL_PLAN_STATUSES = frozenset(
     {PlanStatus.REJECTED, PlanStatus.EXPIRED, PlanStatus.CANCELLED, PlanStatus.SUCCEEDED, PlanStatus.FAILED}
 )
-"""A plan here moves only by retry, or by late evidence for a stuck or unresolved job."""
+"""A plan here moves only by retry, or by late evidence for a job of it."""

@@ -88,7 +88,7 @@ def test_a_final_plan_moves_only_by_a_retry_or_late_evidence() -> None:
     for status in PlanStatus:
         events = {event for (s, event) in PLAN_TRANSITIONS if s is status}
         if status in FINAL_PLAN_STATUSES:
-            assert events <= {PlanEvent.RETRY, PlanEvent.SUCCEED}
+            assert events <= {PlanEvent.RETRY, PlanEvent.SUCCEED, PlanEvent.FAIL}
         else:
             assert events
             assert _reached(PLAN_TRANSITIONS, status) & FINAL_PLAN_STATUSES

@@ -134,16 +134,20 @@ async def claim(desk: Desk, room: int) -> int:
 
 
 async def _settle_ended(conn: AsyncConnection, rows: Mapping[UUID, DrivenPlan]) -> None:
-    """Plans that have ended, all of whose late jobs have ended too: nothing is left to watch. Late evidence may have
-    turned what failed them."""
+    """Plans that have ended and were driven on for late jobs. A status says how the jobs ended: late evidence may have
+    turned what failed a plan, and a failover a job that had succeeded. Once nothing is left to watch they are left."""
     ended = [p for p in rows.values() if p.status in FINAL_PLAN_STATUSES]
     figures = await drive.figures(conn, ended) if ended else {}
     for plan in ended:
-        if figures[plan.id].count(*IN_FLIGHT_JOB_STATES, JobState.STUCK, JobState.UNRESOLVED):
+        found = figures[plan.id]
+        if found.count(*IN_FLIGHT_JOB_STATES):
             continue
-        if plan.status is PlanStatus.FAILED and outcome(figures[plan.id]) is PlanStatus.SUCCEEDED:
-            await move_plan(conn, _move(plan, PlanStatus.SUCCEEDED))
-        await drive.leave_plan(conn, plan.id)
+        turned = outcome(found)
+        if plan.status in (PlanStatus.SUCCEEDED, PlanStatus.FAILED) and turned is not plan.status:
+            await move_plan(conn, _move(plan, turned, reason=_finish_reason(found, turned)))
+            log.warning("ended_plan_turned", plan=str(plan.id), status=turned.value)
+        if not found.count(JobState.STUCK, JobState.UNRESOLVED):
+            await drive.leave_plan(conn, plan.id)
 
 
 def allot(

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -18,7 +18,7 @@ from orchestrator.domain.decide import FailurePolicy, Happened, Reason, Tried, d
 from orchestrator.domain.evidence import Case, Open
 from orchestrator.domain.request import METADATA_ITEMS
 from orchestrator.domain.spec import PlanSpec
-from orchestrator.domain.states import JobState, PlanStatus
+from orchestrator.domain.states import FINAL_PLAN_STATUSES, JobState, PlanStatus
 from orchestrator.domain.verdict import Limits
 from orchestrator.ledger.drive import ClaimedJob, DrivenPlan, Ownership
 from orchestrator.ledger.transitions import AttemptAnswer, JobChange, JobKey
@@ -154,8 +154,10 @@ class Desk:
     ) -> JobState:  # fmt: skip
         """Decides what becomes of a job and queues it for the ledger; its new state."""
         plan = self.plans.get(job.plan_id)
-        tried = Tried(refusals=job.refusals, rebuilt_again=job.rebuilt_again,
-                      policy=plan.policy if plan else FailurePolicy())  # fmt: skip
+        policy = plan.policy if plan else FailurePolicy()
+        if plan and plan.row.status in FINAL_PLAN_STATUSES:
+            policy = replace(policy, rebuild_again=0)  # an ended plan claims nothing: it runs on by a person's word
+        tried = Tried(refusals=job.refusals, rebuilt_again=job.rebuilt_again, policy=policy)
         decision = decide(state, happened, self.lease.now(), tried)
         await self.recorder.put(
             JobChange(plan_id=job.plan_id, ord=job.ord, server_id=job.server_id, expected=state, decision=decision,
