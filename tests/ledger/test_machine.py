@@ -1,7 +1,6 @@
 """Whatever happens in whatever order: the ledger stays whole, and no server is sent for twice without a reason."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,38 +8,34 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
     invariant,
     precondition,
     rule,
     run_state_machine_as_test,
 )
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.causes import Cause
-from orchestrator.domain.decide import Decision, FailurePolicy, Happened, decide
+from orchestrator.domain.decide import Decision, Happened, decide
 from orchestrator.domain.gate import Finish, Halt, NextWave, Start, gate
 from orchestrator.domain.lifecycle import JobEvent, PlanEvent, plan_moves
 from orchestrator.domain.states import HOLDING_JOB_STATES, JobState, PlanStatus
 from orchestrator.errors import LeaseLost
 from orchestrator.ledger import drive
-from orchestrator.ledger.drive import Ownership
-from orchestrator.ledger.engine import open_engine, transaction
-from orchestrator.ledger.holds import take_holds
+from orchestrator.ledger.engine import open_engine
 from orchestrator.ledger.leases import acquire, guard, renew
-from orchestrator.ledger.plans import acknowledge_failures, cancel_pending_jobs, plan_now
+from orchestrator.ledger.plans import plan_now
 from orchestrator.ledger.second_gate import commit_intents
-from orchestrator.ledger.settle import jobs_to_retry, note_retries, tell_driver
-from orchestrator.ledger.transitions import JobChange, PlanMove, lock_plans, move_jobs, move_plan
-from tests.ledger.machine import FAR, Job, Plan, agrees
-from tests.ledger.plant import DEPLOYMENT, change, column, intent, own, plant
+from orchestrator.ledger.settle import tell_driver
+from orchestrator.ledger.transitions import JobChange, lock_plans, move_jobs
+from tests.ledger.machine import FAR, Plan, agrees
+from tests.ledger.machine_people import People
+from tests.ledger.plant import DEPLOYMENT, change, column, intent
 from tests.parts import Databases
 from workers.driver.claim import _carry_out
 
 S, P, E = JobState, PlanStatus, JobEvent
-TABLES = "plans, jobs, job_counts, waves, attempts, holds, last_rebuilds, events, leases, clouds, projects"
 CAUSES = [None, Cause.BUSY, Cause.TOKEN, Cause.SERVER_ERROR, Cause.BAD_REQUEST]
 HOW = ["right"] * 3 + ["fence", "epoch", "deployment"]
 """How the driver comes to the second gate: with the right to send, or wrong in one thing."""
@@ -48,116 +43,12 @@ EARLY_ENDS = {E.SKIP, E.REFUSE, E.GONE, E.CALL_DRAIN, E.FOUND_APPLIED, E.GIVE_UP
 TAKEN_OVER = {S.CHECKING: E.POSTPONE, S.SENDING: E.UNKNOWN, S.VERIFYING: E.VERIFIED}
 """What a new driver does with what another has left (workers/driver/project.py)."""
 
-Work = Callable[[AsyncConnection], Awaitable[Any]]
-
-
 INTERFERENCE = ["pause"] * 4 + ["cancel", "pause_the_project", "expire", "expire", "renew", "another_asks", "rest"]
 """Kept to one rule: it would stop everything if each came as often as the driver's own steps."""
 
 
-class Refused(Exception):
-    """A use case that rolls back."""
-
-
-class Ledger(RuleBasedStateMachine):
-    """One project with two plans that want some of the same servers, its driver, and people."""
-
-    runner: asyncio.Runner
-    engine: AsyncEngine
-    changed = False
-    """Something was written since the model was last compared."""
-
-    def run(self, work: Work) -> Any:
-        """Runs in one transaction, rolled back on any error."""
-
-        self.changed = True
-
-        async def inside() -> Any:
-            async with transaction(self.engine) as conn:
-                return await work(conn)
-
-        return self.runner.run(inside())
-
-    @initialize(
-        sizes=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=2, max_size=2),
-        places=st.integers(1, 4), max_errors=st.sampled_from([None, 0, 1]), again=st.integers(0, 1),
-    )  # fmt: skip
-    def prepare(self, sizes: list[list[int]], places: int, max_errors: int | None, again: int) -> None:
-        self.plans: list[Plan] = []
-        self.paused = False
-        self.expired = False
-
-        async def work(conn: AsyncConnection) -> Ownership:
-            await conn.execute(text(f"TRUNCATE {TABLES} CASCADE"))
-            first = 0
-            for waves in sizes:
-                servers = [f"s-{first + i}" for i in range(sum(waves))]
-                id_ = await plant(conn, servers, sizes=waves, running=False)
-                wave_of = [w for w, n in enumerate(waves) for _ in range(n)]
-                jobs = [Job(server=s, wave=w) for s, w in zip(servers, wave_of, strict=True)]
-                policy = FailurePolicy(attempts=2, rebuild_again=again)
-                self.plans.append(Plan(id=id_, jobs=jobs, waves=len(waves), max_in_flight=places,
-                                       max_errors=max_errors, policy=policy))  # fmt: skip
-                first += sum(waves) - 1  # the next plan wants the last one's server too
-            await conn.execute(
-                text("UPDATE plans SET max_in_flight = :n, max_errors = :e"), {"n": places, "e": max_errors}
-            )
-            return await own(conn)
-
-        self.mine = self.run(work)
-        self.start_plan(self.plans[0])
-        for plan in self.plans:
-            (plan.events,) = self.run(lambda c, p=plan: column(c, "SELECT event_seq FROM plans WHERE id = :p", p=p.id))
-
-    def pick(self, data: st.DataObject, *statuses: PlanStatus) -> Plan:
-        return data.draw(st.sampled_from([p for p in self.plans if p.status in (statuses or P)]))
-
-    def held_by_others(self, plan: Plan, servers: set[str]) -> set[str]:
-        return {
-            j.server for other in self.plans if other is not plan and other.started
-            for j in other.jobs if j.state in HOLDING_JOB_STATES and j.server in servers
-        }  # fmt: skip
-
-    # --- people ---
-
-    @precondition(lambda self: any(p.status is P.PREPARING for p in self.plans))
-    @rule(data=st.data())
-    def start(self, data: st.DataObject) -> None:
-        self.start_plan(self.pick(data, P.PREPARING))
-
-    def start_plan(self, plan: Plan) -> None:
-        wanted = self.held_by_others(plan, {j.server for j in plan.jobs})
-
-        async def work(conn: AsyncConnection) -> None:
-            await lock_plans(conn, [plan.id])
-            held = await take_holds(conn, DEPLOYMENT, plan.id)
-            assert {h.server_id for h in held} == wanted
-            if held:
-                raise Refused
-            assert await move_plan(conn, PlanMove(plan_id=plan.id, expected=plan.status, status=P.RUNNING, actor="me"))
-
-        if self.accepted(work):
-            plan.moves(P.RUNNING)
-
-    def accepted(self, work: Work) -> bool:
-        try:
-            self.run(work)
-        except Refused:
-            return False
-        return True
-
-    def move(self, plan: Plan, status: PlanStatus, *, bump: bool = False, first: Work | None = None) -> None:
-        async def work(conn: AsyncConnection) -> None:
-            await lock_plans(conn, [plan.id])
-            if first:
-                await first(conn)
-            wrong = next(s for s in P if s is not plan.status)
-            step = PlanMove(plan_id=plan.id, expected=plan.status, status=status, actor="me", stop_sending=bump)
-            assert not await move_plan(conn, replace(step, expected=wrong))
-            assert await move_plan(conn, step)
-
-        self.run(work)
-        plan.moves(status, bump=bump)
+class Ledger(People):
+    """The project's driver, besides its people; and what comes between the two."""
 
     @rule(data=st.data(), how=st.sampled_from(INTERFERENCE))
     def interfere(self, data: st.DataObject, how: str) -> None:
@@ -177,71 +68,6 @@ class Ledger(RuleBasedStateMachine):
                     self.happens(*data.draw(st.sampled_from(movable)), None, final=False)
             case _:
                 self.let_the_lease_expire(renewed=how == "renew")
-
-    @precondition(lambda self: self.paused or any(plan_moves(p.status, PlanEvent.RESUME) for p in self.plans))
-    @rule(data=st.data())
-    def resume(self, data: st.DataObject) -> None:
-        if self.paused:
-            self.pause_project(paused=False)
-            return
-        plan = self.pick(data, P.PAUSED, P.HALTED)
-        if plan.status is P.PAUSED:
-            self.move(plan, P.RUNNING)
-        else:
-            failures, unresolved = plan.count(S.FAILED, S.STUCK), plan.count(S.UNRESOLVED)
-            self.move(plan, P.RUNNING, first=lambda conn: acknowledge_failures(
-                conn, plan.id, failures=failures, unresolved=unresolved))  # fmt: skip
-            plan.acknowledged = failures
-            plan.resumed.add(plan.current_wave)
-
-    def cancel(self, plan: Plan) -> None:
-        if not plan_moves(plan.status, PlanEvent.CANCEL):
-            return
-        if plan.started:
-            self.move(plan, P.CANCELLING, bump=True)
-            return
-        self.move(plan, P.CANCELLING, bump=True,
-                  first=lambda conn: cancel_pending_jobs(conn, plan.id, actor="me", reason=None))  # fmt: skip
-        plan.events += len(plan.jobs)
-        for job in plan.jobs:
-            job.state = S.CANCELLED
-        self.move(plan, P.CANCELLED)
-
-    @precondition(lambda self: any(plan_moves(p.status, PlanEvent.RETRY) for p in self.plans))
-    @rule(data=st.data(), refused_too=st.booleans())
-    def retry(self, data: st.DataObject, refused_too: bool) -> None:
-        plan = self.pick(data, *[s for s in P if plan_moves(s, PlanEvent.RETRY)])
-        states = {S.FAILED, S.REFUSED} if refused_too else {S.FAILED}
-        jobs = {i: j for i, j in enumerate(plan.jobs) if j.state in states}
-        servers = {j.server for j in jobs.values()}
-        if not jobs:
-            return
-
-        async def work(conn: AsyncConnection) -> None:
-            await lock_plans(conn, [plan.id])
-            found = await jobs_to_retry(conn, plan.id, sorted(servers) if refused_too else None)
-            assert [r.ord for r in found] == sorted(jobs)
-            held = await take_holds(conn, DEPLOYMENT, plan.id, sorted(servers))
-            assert {h.server_id for h in held} == self.held_by_others(plan, servers)
-            if held:
-                raise Refused
-            await note_retries(conn, plan.id, sorted(jobs))
-            moves = [change(plan.id, o, j.server, j.state, S.PENDING) for o, j in jobs.items()]
-            assert len(await move_jobs(conn, DEPLOYMENT, moves)) == len(jobs)
-            (status,) = plan_moves(plan.status, PlanEvent.RETRY)
-            assert await move_plan(conn, PlanMove(plan_id=plan.id, expected=plan.status, status=status, actor="me"))
-            await tell_driver(conn, plan.id)
-
-        if self.accepted(work):
-            for job in jobs.values():
-                job.moved(E.RETRY, Decision(state=S.PENDING, refusals=0, rebuilt_again=0))
-                job.may_be_sent = True
-            plan.events += len(jobs)
-            plan.moves(plan_moves(plan.status, PlanEvent.RETRY)[0], bump=True)
-
-    def pause_project(self, *, paused: bool) -> None:
-        self.paused = paused
-        self.run(lambda conn: conn.execute(text("UPDATE projects SET paused = :p"), {"p": self.paused}))
 
     # --- the driver ---
 
