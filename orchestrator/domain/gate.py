@@ -5,9 +5,12 @@ Pure: the driver asks it inside the claiming transaction, with counters read und
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from orchestrator.domain.decide import Reason
+from orchestrator.domain.spec import Window
 from orchestrator.domain.states import FINISHED_JOB_STATES, JobState, PlanStatus
+from orchestrator.domain.windows import standing, wait_for
 
 PLACES = frozenset(
     {
@@ -33,6 +36,15 @@ class WaveFigures:
     max_errors: int | None = None
     halt_on_unresolved: bool = False
     resumed: bool = False
+    bake_seconds: float = 0.0
+    """How long to wait and watch once it has ended."""
+    bake_until: datetime | None = None
+    """When its bake is over; None: it has not begun. A promotion moves it to the present."""
+    approval: bool = False
+    """Whether a person must approve before the next wave."""
+    approved: bool = False
+    likely_seconds: float = 0.0
+    """How long the whole of it is likely to take, for windows that it has to fit into."""
     counts: Mapping[JobState, int] = field(default_factory=dict)
 
     def count(self, *states: JobState) -> int:
@@ -48,6 +60,12 @@ class WaveFigures:
     def finished(self) -> bool:
         """No job is unfinished, backoffs included."""
         return sum(self.counts.values()) == self.count(*FINISHED_JOB_STATES)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was started for one of its jobs."""
+        untouched = (JobState.PENDING, JobState.SKIPPED, JobState.REFUSED, JobState.CANCELLED)
+        return sum(self.counts.values()) > self.count(*untouched)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +84,14 @@ class PlanFigures:
     acknowledged_unresolved: int = 0
     outside_failures: int = 0
     """Jobs without a wave that make the plan's end `failed`: refused in preparing."""
+    windows: Sequence[Window] = ()
+    """When work may be started; none: always."""
+    rooms: Mapping[str, int] | None = None
+    """How many more servers of each group may be out, by the disruption budget; None: it has none."""
+    drifted: int = 0
+    """Servers that changed between preparing and the first send."""
+    drift_limit: int | None = None
+    """How many of those are put up with; None: it was looked at already, or never is."""
 
     def count(self, *states: JobState) -> int:
         """Jobs of all waves in any of `states`."""
@@ -83,6 +109,33 @@ class Start:
 
     wave: int
     places: int
+    rooms: Mapping[str, int] | None = None
+    """Of them, no more of each group, but for servers that are out already; None: no budget."""
+    until: datetime | None = None
+    """The window closes then: nothing may be sent from there on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """Nothing may start before `until`, as its windows want it."""
+
+    until: datetime
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bake:
+    """The current wave has ended well; it is watched until then."""
+
+    wave: int
+    until: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """The current wave has ended well (and baked); a person must approve before the next one."""
+
+    wave: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +167,11 @@ class Finish:
     status: PlanStatus
 
 
-GateAnswer = Start | NextWave | Replenish | Halt | Finish
+GateAnswer = Start | Wait | Bake | Ask | NextWave | Replenish | Halt | Finish
 
 
-def gate(plan: PlanFigures) -> GateAnswer:
-    """What the plan may do now. Only running and cancelling plans are asked about."""
+def gate(plan: PlanFigures, now: datetime) -> GateAnswer:
+    """What the plan may do at `now`. Only running, baking and cancelling plans are asked about."""
     if plan.status is PlanStatus.CANCELLING:
         return _cancelling(plan)
     if reason := halts(plan):
@@ -126,23 +179,48 @@ def gate(plan: PlanFigures) -> GateAnswer:
     so_far = [w for w in plan.waves if w.index <= plan.current_wave]
     later = [w for w in plan.waves if w.index > plan.current_wave]
     if not all(w.finished for w in so_far):
-        return Start(wave=plan.current_wave, places=max(0, plan.max_in_flight - plan.in_flight))
-    if not later:
-        return Finish(status=outcome(plan))
-    wave = so_far[-1]
-    if wave.count(JobState.SUCCEEDED) or wave.resumed:
-        return NextWave(wave=later[0].index)
-    if wave.failures or wave.count(JobState.UNRESOLVED):
-        return Halt(
-            reason=Reason(
-                code="wave_without_success",
-                message=(
-                    f"No server of wave {wave.name} succeeded ({wave.failures} failed or stuck, "
-                    f"{wave.count(JobState.UNRESOLVED)} unresolved); a wave needs at least one success."
-                ),
-            )
+        return _start(plan, now)
+    wave = so_far[-1] if so_far else None
+    if wave and later and not (wave.count(JobState.SUCCEEDED) or wave.resumed):
+        return _without_success(wave)
+    if wave and (wave.count(JobState.SUCCEEDED) or wave.resumed):
+        if wave.bake_seconds and wave.bake_until is None:
+            return Bake(wave=wave.index, until=now + timedelta(seconds=wave.bake_seconds))
+        if wave.bake_until is not None and now < wave.bake_until:
+            return Bake(wave=wave.index, until=wave.bake_until)
+        if later and wave.approval and not wave.approved:
+            return Ask(wave=wave.index)
+    return NextWave(wave=later[0].index) if later else Finish(status=outcome(plan))
+
+
+def _start(plan: PlanFigures, now: datetime) -> Start | Wait:
+    stands = standing(plan.windows, now)
+    if not stands.open and stands.until is not None:
+        message = f"Outside its windows: nothing is started before {_time(stands.until)}."
+        return Wait(until=stands.until, reason=Reason(code="window_closed", message=message))
+    wave = next((w for w in plan.waves if w.index == plan.current_wave), None)
+    if wave and not wave.begun and (until := wait_for(plan.windows, now, wave.likely_seconds)):
+        message = (
+            f"Wave {wave.name} is likely to take {round(wave.likely_seconds / 60)} min, more than is left of this "
+            f"window: it waits until {_time(until)}."
         )
-    return Replenish(wave=wave.index, places=max(1, wave.size))
+        return Wait(until=until, reason=Reason(code="wave_does_not_fit", message=message))
+    places = max(0, plan.max_in_flight - plan.in_flight)
+    return Start(wave=plan.current_wave, places=places, rooms=plan.rooms, until=stands.until)
+
+
+def _without_success(wave: WaveFigures) -> Halt | Replenish:
+    if not wave.failures and not wave.count(JobState.UNRESOLVED):
+        return Replenish(wave=wave.index, places=max(1, wave.size))
+    message = (
+        f"No server of wave {wave.name} succeeded ({wave.failures} failed or stuck, "
+        f"{wave.count(JobState.UNRESOLVED)} unresolved); a wave needs at least one success."
+    )
+    return Halt(reason=Reason(code="wave_without_success", message=message))
+
+
+def _time(at: datetime) -> str:
+    return at.strftime("%Y-%m-%d %H:%M UTC")
 
 
 def halts(plan: PlanFigures) -> Reason | None:
@@ -150,6 +228,12 @@ def halts(plan: PlanFigures) -> Reason | None:
     wave = next((w for w in plan.waves if w.index == plan.current_wave), None)
     failures = sum(w.failures for w in plan.waves) - plan.acknowledged_failures
     commonest = _commonest(plan.causes)
+    if plan.drift_limit is not None and plan.drifted > plan.drift_limit:
+        message = (
+            f"{plan.drifted} of {sum(w.size for w in plan.waves)} servers changed since they were prepared, "
+            f"{plan.drift_limit} allowed; nothing was sent. Resume leaves them out."
+        )
+        return Reason(code="drift", message=message)
     if wave and not wave.resumed and wave.max_errors is not None and wave.failures > wave.max_errors:
         return Reason(
             code="wave_max_errors",

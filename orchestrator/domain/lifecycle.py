@@ -129,6 +129,9 @@ class PlanEvent(StrEnum):
     RESUME = "resume"
     BAKE = "bake"
     NEXT_WAVE = "next_wave"
+    REOPEN = "reopen"
+    PROMOTE = "promote"
+    APPROVE = "approve"
     HALT = "halt"
     CANCEL = "cancel"
     CANCELLED = "cancelled"
@@ -150,12 +153,14 @@ PLAN_TRANSITIONS: dict[tuple[P, PlanEvent], tuple[P, ...]] = {
     # A saved preview is started, or nobody started it in time.
     (P.READY, PlanEvent.START): (P.RUNNING,),
     (P.READY, PlanEvent.SCHEDULE): (P.SCHEDULED,),
+    (P.READY, PlanEvent.ASK): (P.AWAITING_APPROVAL,),
     (P.READY, PlanEvent.EXPIRE): (P.EXPIRED,),
     (P.SCHEDULED, PlanEvent.START): (P.RUNNING,),
     (P.SCHEDULED, PlanEvent.REJECT): (P.REJECTED,),
-    (P.AWAITING_APPROVAL, PlanEvent.START): (P.RUNNING,),
-    (P.AWAITING_APPROVAL, PlanEvent.NEXT_WAVE): (P.RUNNING,),
+    # An approver decides, before the start or between two waves; or nobody does in time.
+    (P.AWAITING_APPROVAL, PlanEvent.APPROVE): (P.RUNNING, P.SCHEDULED),
     (P.AWAITING_APPROVAL, PlanEvent.REJECT): (P.REJECTED, P.HALTED),
+    (P.AWAITING_APPROVAL, PlanEvent.EXPIRE): (P.EXPIRED, P.HALTED),
     # An operator pauses it; it returns where it was.
     (P.RUNNING, PlanEvent.PAUSE): (P.PAUSED,),
     (P.BAKING, PlanEvent.PAUSE): (P.PAUSED,),
@@ -166,6 +171,9 @@ PLAN_TRANSITIONS: dict[tuple[P, PlanEvent], tuple[P, ...]] = {
     (P.RUNNING, PlanEvent.BAKE): (P.BAKING,),
     (P.RUNNING, PlanEvent.ASK): (P.AWAITING_APPROVAL,),
     (P.BAKING, PlanEvent.NEXT_WAVE): (P.RUNNING,),
+    # A person ends the bake before its time, or a server of the wave is to be sent after all.
+    (P.BAKING, PlanEvent.PROMOTE): (P.RUNNING,),
+    (P.BAKING, PlanEvent.REOPEN): (P.RUNNING,),
     (P.BAKING, PlanEvent.ASK): (P.AWAITING_APPROVAL,),
     # The failure policy stops it; resuming acknowledges the failures so far.
     (P.RUNNING, PlanEvent.HALT): (P.HALTED,),

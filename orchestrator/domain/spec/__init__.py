@@ -1,6 +1,7 @@
 """The plan file: its fields, their notations and defaults, and what is refused. `parse_spec` is the way in."""
 
 from orchestrator.domain.spec.codes import Code as Code
+from orchestrator.domain.spec.extras import Window as Window
 from orchestrator.domain.spec.parse import parse_spec as parse_spec
 from orchestrator.domain.spec.plan import PlanSpec as PlanSpec
 from orchestrator.domain.spec.rebuild import Overrides as Overrides
