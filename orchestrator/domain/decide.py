@@ -68,6 +68,8 @@ class Decision:
     fingerprint: str | None = None
     busy: bool = False
     """The server was at something else; the ledger notes since when."""
+    gone: bool = False
+    """The server was deleted, so it takes no place in any disruption budget."""
 
     @property
     def drops_hold(self) -> bool:
@@ -130,4 +132,5 @@ def decide(state: JobState, happened: Happened, now: datetime, tried: Tried) -> 
                 return Decision(state=JobState.PENDING, reason=reason, due_at=due, rebuilt_again=again)
             return Decision(state=JobState.FAILED, reason=reason, fingerprint=happened.fingerprint)
         case _:
-            return Decision(state=moves[0], reason=reason, fingerprint=happened.fingerprint)
+            gone = happened.event is JobEvent.GONE
+            return Decision(state=moves[0], reason=reason, fingerprint=happened.fingerprint, gone=gone)

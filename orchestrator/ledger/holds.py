@@ -19,6 +19,13 @@ class HeldElsewhere:
     server_id: str
     plan_id: UUID
     plan_name: str
+    ord: int = -1
+    """Its place in the plan that wants it."""
+
+    @property
+    def says(self) -> str:
+        """Who has it, in words."""
+        return f"Plan {self.plan_id} ({self.plan_name}) holds it."
 
 
 async def take_holds(
@@ -40,16 +47,25 @@ async def take_holds(
         ON CONFLICT DO NOTHING"""),  # noqa: S608
         parameters,
     )
+    return await held_elsewhere(conn, deployment, plan_id, server_ids)
+
+
+async def held_elsewhere(
+    conn: AsyncConnection, deployment: str, plan_id: UUID, server_ids: Sequence[str] | None = None
+) -> tuple[HeldElsewhere, ...]:
+    """Which of the plan's pending jobs' servers, or of these servers of its, other plans hold."""
+    which = "state = 'pending'" if server_ids is None else "server_id = ANY(CAST(:ids AS text[]))"
+    parameters = {"deployment": deployment, "plan": plan_id} | ({} if server_ids is None else {"ids": list(server_ids)})
     rows = await conn.execute(
         sql(f"""
-        SELECT j.server_id, h.plan_id, p.name
+        SELECT j.ord, j.server_id, h.plan_id, p.name
         FROM jobs j JOIN holds h ON h.deployment = :deployment AND h.server_id = j.server_id
         JOIN plans p ON p.id = h.plan_id
         WHERE j.plan_id = :plan AND j.{which} AND h.plan_id <> :plan
         ORDER BY j.ord LIMIT :shown"""),  # noqa: S608
         parameters | {"shown": CONFLICTS_SHOWN},
     )
-    return tuple(HeldElsewhere(server_id=r.server_id, plan_id=r.plan_id, plan_name=r.name) for r in rows)
+    return tuple(HeldElsewhere(server_id=r.server_id, plan_id=r.plan_id, plan_name=r.name, ord=r.ord) for r in rows)
 
 
 async def who_holds(conn: AsyncConnection, deployment: str, server_ids: Sequence[str]) -> tuple[HeldElsewhere, ...]:

@@ -52,7 +52,10 @@ class Project(Base):
     region: Mapped[str]
     project_id: Mapped[str]
     paused: Mapped[bool] = mapped_column(server_default=text("false"))
+    """The emergency stop: nothing is sent for any of its plans."""
     paused_reason: Mapped[str | None]
+    paused_by: Mapped[str | None]
+    paused_at: Mapped[datetime | None]
     learned_write_rate: Mapped[float | None]
     """Calls per second that the limiter had reached; the next driver starts there."""
     learned_rebuild_seconds: Mapped[float | None]
@@ -89,6 +92,7 @@ class Plan(Base):
     __table_args__ = (
         Index("ix_plans_unfinished", "id", postgresql_where=text(UNFINISHED_PLANS)),
         Index("ix_plans_due", "project", postgresql_where=text("project IS NOT NULL AND due")),
+        Index("ix_plans_scheduled", "id", postgresql_where=text("status = 'scheduled'")),
         Index(
             "uq_plans_idempotency",
             "created_by",
@@ -147,7 +151,19 @@ class Plan(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
-    """When a held plan that nobody started expires."""
+    """When a held plan that nobody started expires, or an approval that nobody gave."""
+    start_at: Mapped[datetime | None]
+    """Not started before, by its schedule."""
+    queued_for: Mapped[str | None]
+    """A server that another plan holds, for which the plan waits in the queue."""
+    approve_first: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether its cloud wants an approval before it starts; false again once it was given."""
+    check_drift: Mapped[bool] = mapped_column(server_default=text("false"))
+    """It was prepared earlier than started: what changed since is looked for before its first send."""
+    drift_limit: Mapped[int | None]
+    """Servers that may have changed since; one more halts."""
+    rollback_of: Mapped[UUID | None]
+    """The plan whose servers it takes back to the images that they had."""
 
 
 class Wave(Base):
@@ -163,6 +179,12 @@ class Wave(Base):
     on_unresolved: Mapped[str]
     resumed: Mapped[bool] = mapped_column(server_default=text("false"))
     """Resumed after a halt: it may end without a success."""
+    bake_seconds: Mapped[float] = mapped_column(server_default=text("0"))
+    bake_until: Mapped[datetime | None]
+    """When its bake is over; it began when the wave had ended."""
+    approval: Mapped[bool] = mapped_column(server_default=text("false"))
+    approved_by: Mapped[str | None]
+    approved_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
@@ -197,6 +219,15 @@ class Job(Base):
             ),
         ),
         Index("ix_jobs_causes", "plan_id", "fingerprint", postgresql_where=text("state IN ('failed', 'stuck')")),
+        Index(
+            "ix_jobs_group",
+            "plan_id",
+            "budget_group",
+            "wave",
+            "ord",
+            postgresql_where=text("state = 'pending' AND budget_group IS NOT NULL"),
+        ),
+        Index("ix_jobs_drained", "plan_id", postgresql_where=text("drained_at IS NOT NULL")),
         {"postgresql_with": {"fillfactor": "70"}},
     )
 
@@ -232,7 +263,27 @@ class Job(Base):
     target_image: Mapped[str | None]
     zone: Mapped[str | None]
     host: Mapped[str | None]
+    budget_group: Mapped[str | None]
+    """What it has in common with the others of its group, for the plan's disruption budget; empty: it has no value."""
+    seen_status: Mapped[str | None]
+    seen_metadata: Mapped[str | None]
+    """Status, and a digest of the metadata, that preparing saw: what differs at the check is drift."""
+    drained_at: Mapped[datetime | None]
+    """Since when it is drained by the plan's `before` hook; `release` is still to be called."""
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class BudgetGroup(Base):
+    """A group of the plan's disruption budget, frozen by preparing."""
+
+    __tablename__ = "budget_groups"
+
+    plan_id: Mapped[UUID] = mapped_column(ForeignKey("plans.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    size: Mapped[int]
+    """Servers of the group in the cloud, whether or not they are the plan's."""
+    places: Mapped[int]
+    """How many of them may be out at once."""
 
 
 class JobCount(Base):
@@ -297,6 +348,50 @@ class LastRebuild(Base):
     actions: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
     """Request ids of its latest rebuilds, the newest last: actions of ours that are accounted for."""
     at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Outage(Base):
+    """A server whose newest rebuild failed, got stuck or stayed unresolved: it keeps its place in every disruption
+    budget until it succeeds, is deleted, or a person acknowledges it. One row a server."""
+
+    __tablename__ = "outages"
+
+    deployment: Mapped[str] = mapped_column(primary_key=True)
+    server_id: Mapped[str] = mapped_column(primary_key=True)
+    plan_id: Mapped[UUID]
+    since: Mapped[datetime] = mapped_column(server_default=func.now())
+    acknowledged_at: Mapped[datetime | None]
+    acknowledged_by: Mapped[str | None]
+
+
+class HookCall(Base):
+    """One phase of a plan's hooks for one server, from its first call to its result."""
+
+    __tablename__ = "hook_calls"
+    __table_args__ = (
+        Index("ix_hook_calls_open", "plan_id", postgresql_where=text("state IN ('due', 'waiting')")),
+        {"postgresql_with": {"fillfactor": "80"}},
+    )
+
+    plan_id: Mapped[UUID] = mapped_column(ForeignKey("plans.id", ondelete="CASCADE"), primary_key=True)
+    ord: Mapped[int] = mapped_column(primary_key=True)
+    phase: Mapped[str] = mapped_column(primary_key=True)
+    """before, after or release."""
+    attempt: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    """The attempt that it is called for: the coming one before the call, the newest one afterwards."""
+    server_id: Mapped[str]
+    name: Mapped[str | None]
+    state: Mapped[str] = mapped_column(server_default=text("'due'"))
+    """due (to be called at `due_at`), waiting (202: answered later), done or failed."""
+    tries: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deadline_at: Mapped[datetime]
+    token_sha256: Mapped[str | None]
+    """Of the one-time token that answers it; gone once it is used."""
+    http_status: Mapped[int | None]
+    message: Mapped[str | None]
+    called_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
 
 
 class Event(Base):

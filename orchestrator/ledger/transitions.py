@@ -16,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from orchestrator.domain.decide import Decision, Reason
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.failpoints import failpoint
+from orchestrator.ledger.last_rebuilds import REMEMBERED_STATES, Remembered, remember
+from orchestrator.ledger.outages import note_outages
 from orchestrator.ledger.sql import columns_of, sql, to_json, unnest
 from orchestrator.ledger.tables import NO_WAVE
 
@@ -52,6 +54,8 @@ class JobChange:
     actor: str = "driver"
     answer: AttemptAnswer | None = None
     data: Mapping[str, Any] | None = None
+    drained: bool | None = None
+    """Its `before` hook has drained it (True), or `release` is no longer owed (False)."""
 
     @property
     def key(self) -> JobKey:
@@ -99,7 +103,7 @@ async def lock_plans(conn: AsyncConnection, plan_ids: Iterable[UUID]) -> dict[UU
 JOB_COLUMNS = {
     "plan_id": "uuid", "ord": "int", "expected": "text", "state": "text", "reason_code": "text",
     "reason_message": "text", "fingerprint": "text", "due_at": "timestamptz", "deadline_at": "timestamptz",
-    "refusals": "int", "rebuilt_again": "int", "busy": "boolean",
+    "refusals": "int", "rebuilt_again": "int", "busy": "boolean", "drained": "boolean",
 }  # fmt: skip
 
 
@@ -131,6 +135,8 @@ async def move_jobs(conn: AsyncConnection, deployment: str, changes: Sequence[Jo
           rebuilt_again = coalesce(i.rebuilt_again, j.rebuilt_again),
           busy_since = CASE WHEN i.busy THEN coalesce(j.busy_since, now())
                             WHEN i.state = 'checking' THEN j.busy_since END,
+          drained_at = CASE WHEN i.drained THEN coalesce(j.drained_at, now())
+                            WHEN i.drained IS NULL THEN j.drained_at END,
           updated_at = now()
         FROM {unnest("i", JOB_COLUMNS)}
         WHERE j.plan_id = i.plan_id AND j.ord = i.ord AND j.state = i.expected
@@ -143,7 +149,8 @@ async def move_jobs(conn: AsyncConnection, deployment: str, changes: Sequence[Jo
         return {}
     await _count(conn, [(by_key[p, o], wave) for p, o, wave in moved])
     await _record_answers(conn, list(applied.values()))
-    await _note_last_rebuilds(conn, deployment, list(applied.values()))
+    await _remember(conn, deployment, list(applied.values()))
+    await _note_outages(conn, deployment, list(applied.values()))
     ended = sorted((c.server_id, c.plan_id) for c in applied.values() if c.decision.drops_hold and c.server_id)
     if ended:
         await _drop_holds(conn, deployment, ended)
@@ -157,7 +164,7 @@ def _job_row(c: JobChange) -> tuple[Any, ...]:
     reason = d.reason
     return (c.plan_id, c.ord, c.expected.value, d.state.value, reason.code if reason else None,
             reason.message if reason else None, d.fingerprint, d.due_at, d.deadline_at, d.refusals,
-            d.rebuilt_again, d.busy)  # fmt: skip
+            d.rebuilt_again, d.busy, c.drained)  # fmt: skip
 
 
 def _event(c: JobChange) -> NewEvent:
@@ -223,10 +230,6 @@ async def record_attempts(conn: AsyncConnection, answers: Sequence[tuple[JobKey,
     )
 
 
-REMEMBERED_STATES = frozenset({JobState.SENDING, JobState.REBUILDING, JobState.RESOLVING, JobState.SUCCEEDED,
-                               JobState.FAILED, JobState.STUCK, JobState.UNRESOLVED})  # fmt: skip
-
-
 def _without_effect(change: JobChange) -> bool:
     """Whether the change says of a call that it had none."""
     if change.answer is not None and change.answer.effect == "not_applied":
@@ -235,34 +238,30 @@ def _without_effect(change: JobChange) -> bool:
     return open_before and change.decision.state in (JobState.PENDING, JobState.CANCELLED)
 
 
-async def _note_last_rebuilds(conn: AsyncConnection, deployment: str, changes: Sequence[JobChange]) -> None:
-    """Keeps each server's newest rebuild. One whose call proved to have had no effect is `pending`: how the one before
-    it ended is forgotten, so that the next plan asks the cloud's own actions."""
+async def _remember(conn: AsyncConnection, deployment: str, changes: Sequence[JobChange]) -> None:
     undone = [c.server_id for c in changes if c.server_id and _without_effect(c)]
-    latest = {c.server_id: c for c in changes
-              if c.server_id and c.decision.state in REMEMBERED_STATES and not _without_effect(c)}  # fmt: skip
-    sent = list(latest.values())
-    if sent:
-        columns = {"server_id": "text", "plan_id": "uuid", "state": "text", "action": "text"}
-        rows = [(c.server_id, c.plan_id, c.decision.state.value, c.answer.request_id if c.answer else None)
-                for c in sent]  # fmt: skip
-        await conn.execute(
-            sql(f"""
-            INSERT INTO last_rebuilds AS l (deployment, server_id, plan_id, state, actions, at)
-            SELECT :deployment, server_id, plan_id, state, array_remove(ARRAY[action], NULL), now()
-            FROM {unnest("i", columns)} ORDER BY server_id
-            ON CONFLICT (deployment, server_id) DO UPDATE
-            SET plan_id = excluded.plan_id, state = excluded.state, at = excluded.at,
-                actions = (l.actions || excluded.actions)[greatest(1, cardinality(l.actions) - 8):]"""),  # noqa: S608
-            {"deployment": deployment} | columns_of(columns, rows),
-        )
-    if undone:
-        await conn.execute(
-            sql("""
-            UPDATE last_rebuilds SET state = 'pending'
-            WHERE deployment = :deployment AND server_id = ANY(CAST(:ids AS text[]))"""),
-            {"deployment": deployment, "ids": undone},
-        )
+    sent = [
+        Remembered(server_id=c.server_id, plan_id=c.plan_id, state=c.decision.state,
+                   action=c.answer.request_id if c.answer else None)
+        for c in changes if c.server_id and c.decision.state in REMEMBERED_STATES and not _without_effect(c)
+    ]  # fmt: skip
+    await remember(conn, deployment, sent, undone)
+
+
+OUT_STATES = frozenset({JobState.FAILED, JobState.STUCK, JobState.UNRESOLVED})
+
+
+async def _note_outages(conn: AsyncConnection, deployment: str, changes: Sequence[JobChange]) -> None:
+    out, back = [], []
+    for c in changes:
+        if c.server_id is None:
+            continue
+        untouched = c.expected is JobState.UNRESOLVED and c.decision.state in (JobState.PENDING, JobState.CANCELLED)
+        if c.decision.gone or untouched or c.decision.state is JobState.SUCCEEDED:
+            back.append(c.server_id)
+        elif c.decision.state in OUT_STATES:
+            out.append((c.server_id, c.plan_id))
+    await note_outages(conn, deployment, out=out, back=back)
 
 
 async def _lock_holds(conn: AsyncConnection, deployment: str, server_ids: Sequence[str]) -> None:

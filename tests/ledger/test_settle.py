@@ -187,4 +187,4 @@ async def test_a_failure_that_was_acknowledged_and_retried_counts_when_it_fails_
         await move(conn, plan, [(0, "s-0")], S.PENDING, S.FAILED)
         (row,) = (await plans_of(conn, await note_project(conn, "alpha", deployment=DEPLOYMENT, region="r",
                                                           project_id="p"))).values()  # fmt: skip
-        assert isinstance(gate((await figures(conn, [row]))[plan], NOW), Halt)
+        assert isinstance(gate((await figures(conn, [row]))[plan], datetime.now(UTC)), Halt)
