@@ -60,6 +60,19 @@ class Protect(BaseModel):
     """Any of these tags protects."""
 
 
+class Approval(BaseModel):
+    """What a cloud wants of approvals."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    start: Annotated[bool, Field(strict=True)] = False
+    """Whether a plan needs one before it starts; between waves the plan itself says so."""
+    by_other: Annotated[bool, Field(strict=True)] = True
+    """Whether even an admin's own plan must be approved by somebody else; an approver's must anyway."""
+    expires: Duration = 86400.0
+    """Seconds after which an approval that nobody gave is no longer possible."""
+
+
 class CloudSettings(BaseModel):
     """The `rebuild:` section of a cloud: how hard it may be driven, and what it can do."""
 
@@ -81,6 +94,7 @@ class CloudSettings(BaseModel):
     error_rebuild: Annotated[bool, Field(strict=True)] = True
     """Whether the cloud rebuilds servers in ERROR."""
     protect: Protect = Protect()
+    approval: Approval = Approval()
 
     @model_validator(mode="before")
     @classmethod

@@ -13,11 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from orchestrator.domain.decide import Decision, Reason
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.ledger.holds import HeldElsewhere, held_elsewhere, take_holds
+from orchestrator.ledger.plans import expire_at
 from orchestrator.ledger.sql import sql
 from orchestrator.ledger.transitions import JobChange, PlanMove, move_jobs, move_plan
 from orchestrator.ledger.waves import enter_wave
-
-SKIPPED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +51,7 @@ async def begin(
         return PlanMove(plan_id=plan_id, expected=status, status=to, actor=actor, reason=why, data=data)
 
     if plan.approve_first and approved_by is None:
-        await conn.execute(
-            sql("UPDATE plans SET expires_at = clock_timestamp() + make_interval(secs => :s) WHERE id = :id"),
-            {"id": plan_id, "s": approval_seconds},
-        )
+        await expire_at(conn, plan_id, approval_seconds)
         message = "Its cloud wants an approval before a plan starts."
         await move_plan(conn, move(PlanStatus.AWAITING_APPROVAL, Reason(code="approval_needed", message=message)))
         return Begun(status=PlanStatus.AWAITING_APPROVAL)

@@ -48,6 +48,11 @@ class DrivenPlan:
     go_epoch: int
     acknowledged_failures: int
     acknowledged_unresolved: int
+    reason_code: str | None = None
+    reason_message: str | None = None
+    check_drift: bool = False
+    """What changed since it was prepared is to be looked for before its first send."""
+    drift_limit: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,14 @@ class ClaimedJob:
     http_status: int | None = None
     rebuilt_again: int = 0
     retries: int = 0
+    name: str | None = None
+    previous_image: str | None = None
+    seen_status: str | None = None
+    """Status and digest of the metadata that preparing saw, where the plan began later than that; else None."""
+    seen_metadata: str | None = None
+    drained_at: datetime | None = None
+    """Since when its `before` hook has drained it."""
+    budget_group: str | None = None
 
     @property
     def key(self) -> JobKey:
@@ -132,7 +145,8 @@ async def plans_of(conn: AsyncConnection, project: int) -> dict[UUID, DrivenPlan
     rows = await conn.execute(
         sql("""
         SELECT id, cloud, name, status, spec, user_data, image_id, max_in_flight, rate, max_errors, current_wave,
-               go_epoch, acknowledged_failures, acknowledged_unresolved
+               go_epoch, acknowledged_failures, acknowledged_unresolved, reason_code, reason_message, check_drift,
+               drift_limit
         FROM plans WHERE project = :project AND due ORDER BY id"""),
         {"project": project},
     )
@@ -141,7 +155,8 @@ async def plans_of(conn: AsyncConnection, project: int) -> dict[UUID, DrivenPlan
             id=r.id, cloud=r.cloud, name=r.name, status=PlanStatus(r.status), spec=r.spec, user_data=r.user_data,
             image_id=r.image_id, max_in_flight=r.max_in_flight, rate=r.rate, max_errors=r.max_errors,
             current_wave=r.current_wave, go_epoch=r.go_epoch, acknowledged_failures=r.acknowledged_failures,
-            acknowledged_unresolved=r.acknowledged_unresolved,
+            acknowledged_unresolved=r.acknowledged_unresolved, reason_code=r.reason_code,
+            reason_message=r.reason_message, check_drift=r.check_drift, drift_limit=r.drift_limit,
         )
         for r in rows
     }  # fmt: skip
@@ -155,18 +170,21 @@ class Pulse:
     status: PlanStatus
     go_epoch: int
     event_seq: int
+    rate: float | None
+    max_in_flight: int
 
 
 async def pulse(conn: AsyncConnection, project: int) -> tuple[list[Pulse], bool]:
     """The due plans' states, and whether the project is paused."""
     rows = await conn.execute(
         sql("""
-        SELECT pl.id, pl.status, pl.go_epoch, pl.event_seq, p.paused
+        SELECT pl.id, pl.status, pl.go_epoch, pl.event_seq, pl.rate, pl.max_in_flight, p.paused
         FROM projects p LEFT JOIN plans pl ON pl.project = p.id AND pl.due WHERE p.id = :project ORDER BY pl.id"""),
         {"project": project},
     )
     found = rows.all()
-    plans = [Pulse(id=r.id, status=PlanStatus(r.status), go_epoch=r.go_epoch, event_seq=r.event_seq)
+    plans = [Pulse(id=r.id, status=PlanStatus(r.status), go_epoch=r.go_epoch, event_seq=r.event_seq, rate=r.rate,
+                   max_in_flight=r.max_in_flight)
              for r in found if r.id is not None]  # fmt: skip
     return plans, bool(found and found[0].paused)
 
@@ -183,7 +201,8 @@ async def figures(conn: AsyncConnection, plans: Sequence[DrivenPlan]) -> dict[UU
     waves: dict[UUID, list[WaveFigures]] = defaultdict(list)
     for r in await conn.execute(
         sql("""
-        SELECT plan_id, index AS number, name, size, max_errors, on_unresolved, resumed FROM waves
+        SELECT plan_id, index AS number, name, size, max_errors, on_unresolved, resumed, bake_seconds, bake_until,
+               approval, approved_at IS NOT NULL AS approved FROM waves
         WHERE plan_id = ANY(CAST(:ids AS uuid[])) ORDER BY plan_id, index"""),
         {"ids": ids},
     ):
@@ -195,6 +214,10 @@ async def figures(conn: AsyncConnection, plans: Sequence[DrivenPlan]) -> dict[UU
                 max_errors=r.max_errors,
                 halt_on_unresolved=r.on_unresolved == "halt",
                 resumed=r.resumed,
+                bake_seconds=r.bake_seconds,
+                bake_until=r.bake_until,
+                approval=r.approval,
+                approved=r.approved,
                 counts=counts[r.plan_id][r.number],
             )
         )
@@ -228,7 +251,8 @@ def _same_cause(plan: DrivenPlan, waves: Sequence[WaveFigures]) -> int | None:
 
 
 JOB_FIELDS = """j.plan_id, j.ord, j.server_id, j.state, j.wave, j.overrides, j.target_image, j.attempts, j.refusals,
-                j.rebuilt_again, j.retries, j.busy_since, j.deadline_at"""
+                j.rebuilt_again, j.retries, j.busy_since, j.deadline_at, j.name, j.previous_image, j.seen_status,
+                j.seen_metadata, j.drained_at, j.budget_group"""
 NO_ATTEMPT = """NULL AS baseline, NULL AS request_id, NULL AS cloud_date, NULL AS answered_at, NULL AS intended_at,
                 NULL AS classification, NULL AS http_status"""
 ATTEMPT = """a.baseline, a.request_id, a.cloud_date, a.answered_at, a.intended_at, a.classification, a.http_status"""
@@ -296,6 +320,8 @@ def job_of(r: Any) -> ClaimedJob:
         busy_since=r.busy_since, deadline_at=r.deadline_at, baseline=r.baseline, request_id=r.request_id,
         cloud_date=r.cloud_date, answered_at=r.answered_at, intended_at=r.intended_at,
         classification=r.classification, http_status=r.http_status, rebuilt_again=r.rebuilt_again, retries=r.retries,
+        name=r.name, previous_image=r.previous_image, seen_status=r.seen_status, seen_metadata=r.seen_metadata,
+        drained_at=r.drained_at, budget_group=r.budget_group,
     )  # fmt: skip
 
 

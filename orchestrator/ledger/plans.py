@@ -14,6 +14,7 @@ from orchestrator.domain.decide import Reason
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.domain.units import parse_duration
 from orchestrator.ledger.tables import UNFINISHED_PLANS, Cloud, JobCount, Plan, Project, Wave
+from orchestrator.ledger.transitions import NewEvent, append_events
 
 _COLUMNS = (
     Plan.id, Plan.name, Plan.cloud, Plan.status, Plan.reason_code, Plan.reason_message, Plan.faults, Plan.digest,
@@ -175,6 +176,28 @@ async def acknowledge_failures(conn: AsyncConnection, plan_id: UUID, *, failures
         UPDATE waves w SET resumed = true FROM plans p
         WHERE p.id = :id AND w.plan_id = p.id AND w.index = p.current_wave"""),
         {"id": plan_id},
+    )
+
+
+async def note_waiting(
+    conn: AsyncConnection, plan_id: UUID, reason: Reason | None, *, stop_sending: bool = False
+) -> None:
+    """Why a running plan starts nothing just now, or (None) that it does again. The plan row must be locked."""
+    await conn.execute(
+        text("""
+        UPDATE plans SET reason_code = :code, reason_message = :message, go_epoch = go_epoch + :bump WHERE id = :id"""),
+        {"id": plan_id, "code": reason.code if reason else None, "message": reason.message if reason else None,
+         "bump": int(stop_sending)},
+    )  # fmt: skip
+    kind = "plan.waiting" if reason else "plan.going_on"
+    await append_events(conn, [NewEvent(plan_id=plan_id, type=kind, actor="driver", reason=reason)])
+
+
+async def expire_at(conn: AsyncConnection, plan_id: UUID, seconds: float) -> None:
+    """What the plan waits for is to come within so many seconds. The plan row must be locked."""
+    await conn.execute(
+        text("UPDATE plans SET expires_at = clock_timestamp() + make_interval(secs => :s) WHERE id = :id"),
+        {"id": plan_id, "s": seconds},
     )
 
 

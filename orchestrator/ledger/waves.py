@@ -1,5 +1,6 @@
 """A plan's way through its waves."""
 
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,6 +19,44 @@ async def enter_wave(conn: AsyncConnection, plan_id: UUID, wave: int) -> None:
           finished_at = CASE WHEN index < :w THEN coalesce(finished_at, now()) ELSE finished_at END
         WHERE plan_id = :id"""),
         {"w": wave, "id": plan_id},
+    )
+
+
+async def begin_bake(conn: AsyncConnection, plan_id: UUID, wave: int, until: datetime | None) -> None:
+    """Until when the wave bakes; None: it has to end once more first. The plan's row is locked."""
+    await conn.execute(
+        sql("UPDATE waves SET bake_until = :until WHERE plan_id = :id AND index = :w"),
+        {"id": plan_id, "w": wave, "until": until},
+    )
+
+
+async def end_bake(conn: AsyncConnection, plan_id: UUID) -> None:
+    """The current wave's bake is over as of now."""
+    await conn.execute(
+        sql("""
+        UPDATE waves w SET bake_until = least(w.bake_until, clock_timestamp()) FROM plans p
+        WHERE p.id = :id AND w.plan_id = p.id AND w.index = p.current_wave"""),
+        {"id": plan_id},
+    )
+
+
+async def approve_wave(conn: AsyncConnection, plan_id: UUID, by: str) -> None:
+    """The current wave has been approved: the next one may begin."""
+    await conn.execute(
+        sql("""
+        UPDATE waves w SET approved_by = :by, approved_at = clock_timestamp() FROM plans p
+        WHERE p.id = :id AND w.plan_id = p.id AND w.index = p.current_wave"""),
+        {"id": plan_id, "by": by},
+    )
+
+
+async def reopen_wave(conn: AsyncConnection, plan_id: UUID) -> None:
+    """The current wave has something to do again: its bake and its approval are to be had anew."""
+    await conn.execute(
+        sql("""
+        UPDATE waves w SET bake_until = NULL, approved_by = NULL, approved_at = NULL FROM plans p
+        WHERE p.id = :id AND w.plan_id = p.id AND w.index = p.current_wave"""),
+        {"id": plan_id},
     )
 
 

@@ -5,13 +5,13 @@ from datetime import UTC, datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from orchestrator.domain.estimate import estimate
 from orchestrator.domain.states import FINISHED_JOB_STATES, IN_FLIGHT_JOB_STATES, JobState, PlanStatus, Verdict
 from orchestrator.ledger.events import EventRecord
 from orchestrator.ledger.jobs import JobRecord
 from orchestrator.ledger.plans import Counts as LedgerCounts
 from orchestrator.ledger.plans import PlanRecord, WaveRecord, job_counts, wave_records
 from orchestrator.service.deps import Deps
-from orchestrator.service.eta import estimate
 from orchestrator.service.views import (
     Counts,
     EtaView,

@@ -102,7 +102,7 @@ class Ledger(People):
                 await move_jobs(conn, DEPLOYMENT, [change(plan.id, o, s, S.PENDING, S.CANCELLED) for o, s in jobs])
             row = (await drive.plans_of(conn, self.mine.project))[plan.id]
             figures = (await drive.figures(conn, [row]))[plan.id]
-            answer = gate(figures)
+            answer = gate(figures, datetime.now(UTC))
             assert isinstance(answer, Halt) if wanted is Halt else answer == wanted
             if not isinstance(answer, Start):
                 await _carry_out(conn, row, figures, answer)

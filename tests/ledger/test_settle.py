@@ -1,5 +1,6 @@
 """What a person's word reads and writes: jobs to settle and to retry, and the driver that is told of it."""
 
+from datetime import UTC, datetime
 from uuid import UUID
 
 from sqlalchemy import text

@@ -7,16 +7,17 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.domain.decide import Decision, Reason
-from orchestrator.domain.gate import Finish, Halt, NextWave, PlanFigures, Replenish, Start, gate, outcome
+from orchestrator.domain.decide import Decision
+from orchestrator.domain.gate import Start, gate, outcome
 from orchestrator.domain.states import FINAL_PLAN_STATUSES, IN_FLIGHT_JOB_STATES, JobState, PlanStatus
 from orchestrator.failpoints import failpoint
-from orchestrator.ledger import drive, waves
+from orchestrator.ledger import drive
 from orchestrator.ledger.drive import ClaimedJob, DrivenPlan
 from orchestrator.ledger.leases import guard
-from orchestrator.ledger.transitions import JobChange, PlanMove, lock_plans, move_jobs, move_plan
+from orchestrator.ledger.transitions import JobChange, lock_plans, move_jobs, move_plan
 from orchestrator.log import get_logger
 from workers.driver.desk import Desk
+from workers.driver.gates import carry_out, finish_reason, move_of, with_limits
 
 log = get_logger(__name__)
 
@@ -32,6 +33,10 @@ NOTHING_YET = 5.0
 """Seconds after which the gate is asked again though nothing is known to have changed."""
 
 
+GATED = (PlanStatus.RUNNING, PlanStatus.BAKING, PlanStatus.CANCELLING)
+"""Plans that the gate is asked about."""
+
+
 async def claim_forever(desk: Desk, reload: Callable[[Desk], Awaitable[None]]) -> None:
     """Claims whenever something may have changed and a part of the queue is free, until cancelled."""
     heard: list[drive.Pulse] | None = None
@@ -43,7 +48,7 @@ async def claim_forever(desk: Desk, reload: Callable[[Desk], Awaitable[None]]) -
             looked_at = time.monotonic()
             async with desk.engine.connect() as conn:
                 pulses, paused = await drive.pulse(conn, desk.own.project)
-            statuses = [(p.id, p.status, p.go_epoch) for p in pulses]
+            statuses = [(p.id, p.status, p.go_epoch, p.rate, p.max_in_flight) for p in pulses]
             if statuses != known or desk.reload_wanted:
                 desk.reload_wanted = False
                 await reload(desk)
@@ -57,10 +62,10 @@ async def claim_forever(desk: Desk, reload: Callable[[Desk], Awaitable[None]]) -
         if desk.breaker.reason:
             ahead = 1  # the one that is tried when the cloud answers again
         room = ahead - len(desk.ready) - len(desk.unchecked)
-        due = desk.woken.is_set() or time.monotonic() > asked_at + NOTHING_YET
+        due = desk.woken.is_set() or time.monotonic() > min(asked_at + NOTHING_YET, desk.wake_at)
         if room >= ahead * PART_FREE and due and not (desk.stopping or paused or desk.reconciling):
             desk.woken.clear()
-            asked_at = time.monotonic()
+            asked_at, desk.wake_at = time.monotonic(), float("inf")
             desk.orphans = True  # until its COMMIT is answered
             if await claim(desk, room):
                 desk.filled.set()
@@ -99,21 +104,17 @@ async def claim(desk: Desk, room: int) -> int:
         await lock_plans(conn, desk.plans)
         rows = await drive.plans_of(conn, own.project)  # read under the locks: waves and limits may have moved
         await _settle_ended(conn, rows)
-        plans = [
-            p for p in rows.values() if p.id in desk.plans and p.status in (PlanStatus.RUNNING, PlanStatus.CANCELLING)
-        ]
-        figures = await drive.figures(conn, plans)
+        plans = [p for p in rows.values() if p.id in desk.plans and p.status in GATED]
+        figures = with_limits(desk, await drive.figures(conn, plans))
         shares: list[tuple[DrivenPlan, Start]] = []
         for plan in plans:
             if plan.status is PlanStatus.CANCELLING:
                 again |= await _sweep(conn, desk, plan)
-                figures |= await drive.figures(conn, [plan])
-            answer = gate(figures[plan.id])
-            if isinstance(answer, Start):
-                if plan.status is PlanStatus.RUNNING and answer.places:
-                    shares.append((plan, answer))
-            else:
-                again |= await _carry_out(conn, plan, figures[plan.id], answer)
+                figures |= with_limits(desk, await drive.figures(conn, [plan]))
+            answer = gate(figures[plan.id], desk.lease.now())
+            again |= await carry_out(conn, desk, plan, figures[plan.id], answer)
+            if isinstance(answer, Start) and plan.status is PlanStatus.RUNNING and answer.places:
+                shares.append((plan, answer))
         taken = sum(f.in_flight for f in figures.values())
         room = min(room, max(0, desk.settings.max_in_flight - taken))
         for plan, start, n in allot(shares, {p.id: _priority(desk, p) for p in plans}, room):
@@ -144,7 +145,7 @@ async def _settle_ended(conn: AsyncConnection, rows: Mapping[UUID, DrivenPlan]) 
             continue
         turned = outcome(found)
         if plan.status in (PlanStatus.SUCCEEDED, PlanStatus.FAILED) and turned is not plan.status:
-            await move_plan(conn, _move(plan, turned, reason=_finish_reason(found, turned)))
+            await move_plan(conn, move_of(plan, turned, reason=finish_reason(found, turned)))
             log.warning("ended_plan_turned", plan=str(plan.id), status=turned.value)
         if not found.count(JobState.STUCK, JobState.UNRESOLVED):
             await drive.leave_plan(conn, plan.id)
@@ -167,50 +168,6 @@ def allot(
 
 def _priority(desk: Desk, plan: DrivenPlan) -> int:
     return desk.plans[plan.id].spec.priority
-
-
-async def _carry_out(
-    conn: AsyncConnection, plan: DrivenPlan, figures: PlanFigures, answer: NextWave | Replenish | Halt | Finish
-) -> bool:
-    """Does what the gate says instead of starting jobs; True: ask it again."""
-    match answer:
-        case NextWave(wave=wave):
-            name = next(w.name for w in figures.waves if w.index == wave)
-            await waves.enter_wave(conn, plan.id, wave)
-            await move_plan(conn, _move(plan, PlanStatus.RUNNING, data={"wave": name}))
-            return True
-        case Replenish(wave=wave, places=places):
-            if not await waves.replenish_wave(conn, plan.id, wave, places):
-                later = min(w.index for w in figures.waves if w.index > wave)
-                await waves.enter_wave(conn, plan.id, later)
-            return True
-        case Halt(reason=reason):
-            await move_plan(conn, _move(plan, PlanStatus.HALTED, reason=reason, stop_sending=True))
-            log.warning("plan_halted", plan=str(plan.id), reason=reason.code, message=reason.message)
-            return False
-        case Finish(status=status):
-            await waves.enter_wave(conn, plan.id, max((w.index for w in figures.waves), default=-1) + 1)
-            await move_plan(conn, _move(plan, status, reason=_finish_reason(figures, status)))
-            log.info("plan_finished", plan=str(plan.id), status=status.value)
-            return False
-
-
-def _move(
-    plan: DrivenPlan, status: PlanStatus, *, reason: Reason | None = None, stop_sending: bool = False,
-    data: dict[str, str] | None = None,
-) -> PlanMove:  # fmt: skip
-    return PlanMove(plan_id=plan.id, expected=plan.status, status=status, actor="driver", reason=reason,
-                    stop_sending=stop_sending, data=data)  # fmt: skip
-
-
-def _finish_reason(figures: PlanFigures, status: PlanStatus) -> Reason | None:
-    if status is not PlanStatus.FAILED:
-        return None
-    kinds = (JobState.FAILED, JobState.REFUSED, JobState.STUCK, JobState.UNRESOLVED)
-    counts = {s: figures.count(s) for s in kinds}
-    counts[JobState.REFUSED] += figures.outside_failures
-    said = ", ".join(f"{n} {s.value}" for s, n in counts.items() if n)
-    return Reason(code="jobs_not_done", message=f"Finished with {said}.")
 
 
 async def _sweep(conn: AsyncConnection, desk: Desk, plan: DrivenPlan) -> bool:

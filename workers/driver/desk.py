@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ from orchestrator.domain.completion import Expected
 from orchestrator.domain.decide import FailurePolicy, Happened, Reason, Tried, decide
 from orchestrator.domain.evidence import Case, Open
 from orchestrator.domain.request import METADATA_ITEMS
-from orchestrator.domain.spec import PlanSpec
+from orchestrator.domain.spec import PlanSpec, Window
 from orchestrator.domain.states import FINAL_PLAN_STATUSES, JobState, PlanStatus
 from orchestrator.domain.verdict import Limits
 from orchestrator.ledger.drive import ClaimedJob, DrivenPlan, Ownership
@@ -47,6 +47,11 @@ class LivePlan:
     def running(self) -> bool:
         """Whether new work may be claimed for it."""
         return self.row.status is PlanStatus.RUNNING
+
+    @property
+    def windows(self) -> Sequence[Window]:
+        """When work may be started; none: always."""
+        return self.spec.schedule.windows if self.spec.schedule else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +146,10 @@ class Desk:
     """Calls that are being sent."""
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     """Something may be claimed."""
+    closes: dict[UUID, datetime] = field(default_factory=dict)
+    """When a plan's window closes, where it has one and it is open."""
+    wake_at: float = float("inf")
+    """`time.monotonic()` at which the gate is to be asked again: a bake ends, a window opens or closes."""
     filled: asyncio.Event = field(default_factory=asyncio.Event)
     """Something is to be checked or sent."""
     stopping: bool = False

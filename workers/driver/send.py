@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError
 
@@ -90,7 +91,7 @@ def _take(desk: Desk, size: int) -> list[Checked]:
             break
         checked = desk.ready.popleft()
         plan = desk.plans.get(checked.job.plan_id)
-        if plan is None or not plan.running or not _still_so(desk, checked):
+        if plan is None or not plan.running or _closed(desk, checked.job.plan_id) or not _still_so(desk, checked):
             desk.unchecked.append(checked.job)
             desk.filled.set()
         elif plan.pace and plan.pace.next > soon:
@@ -100,6 +101,12 @@ def _take(desk: Desk, size: int) -> list[Checked]:
                 plan.pace.reserve(1, time.monotonic())
             batch.append(checked)
     return batch
+
+
+def _closed(desk: Desk, plan_id: UUID) -> bool:
+    """Whether the plan's window has closed since the gate was asked."""
+    closes = desk.closes.get(plan_id)
+    return closes is not None and desk.lease.now() >= closes
 
 
 def _still_so(desk: Desk, checked: Checked) -> bool:
