@@ -15,7 +15,7 @@ async def test_a_second_plan_gets_the_free_servers_and_is_told_who_has_the_other
         first = await plant(conn, ["a", "b"])
         second = await plant(conn, ["c", "b", "a", "d"], running=False)
         assert await take_holds(conn, DEPLOYMENT, second) == tuple(
-            HeldElsewhere(server_id=s, plan_id=first, plan_name="web") for s in ("b", "a")
+            HeldElsewhere(server_id=s, plan_id=first, plan_name="web", ord=o) for s, o in (("b", 1), ("a", 2))
         )
         assert await column(conn, "SELECT server_id FROM holds WHERE plan_id = :p ORDER BY 1", p=second) == ["c", "d"]
         assert await who_holds(conn, DEPLOYMENT, ["d", "b", "x"]) == (

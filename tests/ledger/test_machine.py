@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -33,7 +34,8 @@ from tests.ledger.machine import FAR, Plan, agrees
 from tests.ledger.machine_people import People
 from tests.ledger.plant import DEPLOYMENT, change, column, intent
 from tests.parts import Databases
-from workers.driver.claim import _carry_out
+from workers.driver.desk import Waits
+from workers.driver.gates import carry_out
 
 S, P, E = JobState, PlanStatus, JobEvent
 CAUSES = [None, Cause.BUSY, Cause.TOKEN, Cause.SERVER_ERROR, Cause.BAD_REQUEST]
@@ -105,7 +107,7 @@ class Ledger(People):
             answer = gate(figures, datetime.now(UTC))
             assert isinstance(answer, Halt) if wanted is Halt else answer == wanted
             if not isinstance(answer, Start):
-                await _carry_out(conn, row, figures, answer)
+                await carry_out(conn, row, figures, answer, waits=Waits(), approval_seconds=60.0)
                 return []
             limit = min(room, answer.places)
             jobs = await drive.pending_jobs(conn, DEPLOYMENT, plan.id, wave=answer.wave, limit=limit)

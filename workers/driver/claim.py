@@ -62,16 +62,20 @@ async def claim_forever(desk: Desk, reload: Callable[[Desk], Awaitable[None]]) -
         if desk.breaker.reason:
             ahead = 1  # the one that is tried when the cloud answers again
         room = ahead - len(desk.ready) - len(desk.unchecked)
-        due = desk.woken.is_set() or time.monotonic() > min(asked_at + NOTHING_YET, desk.wake_at)
+        due = desk.woken.is_set() or time.monotonic() > asked_at + NOTHING_YET or _time_has_come(desk)
         if room >= ahead * PART_FREE and due and not (desk.stopping or paused or desk.reconciling):
             desk.woken.clear()
-            asked_at, desk.wake_at = time.monotonic(), float("inf")
+            asked_at, desk.waits.next = time.monotonic(), None
             desk.orphans = True  # until its COMMIT is answered
             if await claim(desk, room):
                 desk.filled.set()
             desk.orphans = False
             failpoint("claim.after_commit")
         await asyncio.sleep(GATHER_SECONDS)
+
+
+def _time_has_come(desk: Desk) -> bool:
+    return desk.waits.next is not None and desk.lease.now() >= desk.waits.next
 
 
 async def _return_orphans(desk: Desk) -> None:
@@ -112,7 +116,8 @@ async def claim(desk: Desk, room: int) -> int:
                 again |= await _sweep(conn, desk, plan)
                 figures |= with_limits(desk, await drive.figures(conn, [plan]))
             answer = gate(figures[plan.id], desk.lease.now())
-            again |= await carry_out(conn, desk, plan, figures[plan.id], answer)
+            again |= await carry_out(conn, plan, figures[plan.id], answer, waits=desk.waits,
+                                     approval_seconds=desk.plans[plan.id].settings.approval.expires)  # fmt: skip
             if isinstance(answer, Start) and plan.status is PlanStatus.RUNNING and answer.places:
                 shares.append((plan, answer))
         taken = sum(f.in_flight for f in figures.values())

@@ -109,6 +109,20 @@ class OpenCall:
 
 
 @dataclass
+class Waits:
+    """What time itself will change for the gate."""
+
+    closes: dict[UUID, datetime] = field(default_factory=dict)
+    """When a plan's window closes, where it has one and it is open."""
+    next: datetime | None = None
+    """When the gate is to be asked again: a bake ends, a window opens or closes."""
+
+    def until(self, at: datetime) -> None:
+        """Ask again then, at the latest."""
+        self.next = at if self.next is None else min(self.next, at)
+
+
+@dataclass
 class Desk:
     """One project's state in memory. Everything here can be lost: the ledger has it."""
 
@@ -146,10 +160,7 @@ class Desk:
     """Calls that are being sent."""
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     """Something may be claimed."""
-    closes: dict[UUID, datetime] = field(default_factory=dict)
-    """When a plan's window closes, where it has one and it is open."""
-    wake_at: float = float("inf")
-    """`time.monotonic()` at which the gate is to be asked again: a bake ends, a window opens or closes."""
+    waits: Waits = field(default_factory=Waits)
     filled: asyncio.Event = field(default_factory=asyncio.Event)
     """Something is to be checked or sent."""
     stopping: bool = False

@@ -1,9 +1,7 @@
 """Carrying out what the rollout gate says, but for claims: waves, bakes, approvals, windows, halts and ends."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -30,7 +28,7 @@ from orchestrator.ledger.drive import DrivenPlan
 from orchestrator.ledger.plans import expire_at, note_waiting
 from orchestrator.ledger.transitions import PlanMove, move_plan
 from orchestrator.log import get_logger
-from workers.driver.desk import Desk, LivePlan
+from workers.driver.desk import Desk, LivePlan, Waits
 
 log = get_logger(__name__)
 
@@ -56,20 +54,21 @@ def _with_limits(desk: Desk, plan: LivePlan, figures: PlanFigures) -> PlanFigure
 
 
 async def carry_out(
-    conn: AsyncConnection, desk: Desk, plan: DrivenPlan, figures: PlanFigures, answer: GateAnswer
-) -> bool:
+    conn: AsyncConnection, plan: DrivenPlan, figures: PlanFigures, answer: GateAnswer, *, waits: Waits,
+    approval_seconds: float,
+) -> bool:  # fmt: skip
     """Does what the gate says; True: ask it again. The plan's row is locked."""
     match answer:
         case Start():
-            return await _go_on(conn, desk, plan, figures, answer)
+            return await _go_on(conn, waits, plan, figures, answer)
         case Wait(until=until, reason=reason):
-            desk.closes.pop(plan.id, None)
-            _wake(desk, until)
+            waits.closes.pop(plan.id, None)
+            waits.until(until)
             if (plan.reason_code, plan.reason_message) != (reason.code, reason.message):
                 await note_waiting(conn, plan.id, reason, stop_sending=plan.reason_code not in WAITING)
             return False
         case Bake(wave=wave, until=until):
-            _wake(desk, until)
+            waits.until(until)
             if plan.status is PlanStatus.RUNNING:
                 await waves.begin_bake(conn, plan.id, wave, until)
                 name = _name(figures, wave)
@@ -79,7 +78,7 @@ async def carry_out(
             return False
         case Ask(wave=wave):
             name = _name(figures, wave)
-            await expire_at(conn, plan.id, desk.plans[plan.id].settings.approval.expires)
+            await expire_at(conn, plan.id, approval_seconds)
             reason = Reason(code="approval_needed", message=f"Wave {name} has ended; the next one needs an approval.")
             await move_plan(conn, move_of(plan, PlanStatus.AWAITING_APPROVAL, reason=reason, data={"wave": name}))
             return False
@@ -106,7 +105,7 @@ async def carry_out(
             return False
 
 
-async def _go_on(conn: AsyncConnection, desk: Desk, plan: DrivenPlan, figures: PlanFigures, answer: Start) -> bool:
+async def _go_on(conn: AsyncConnection, waits: Waits, plan: DrivenPlan, figures: PlanFigures, answer: Start) -> bool:
     """A job of the current waves is unfinished: a wave that baked has to end once more, a window has opened."""
     if plan.status is PlanStatus.BAKING:
         current = [w for w in figures.waves if w.index <= figures.current_wave]
@@ -118,15 +117,11 @@ async def _go_on(conn: AsyncConnection, desk: Desk, plan: DrivenPlan, figures: P
     if plan.reason_code in WAITING:
         await note_waiting(conn, plan.id, None)
     if answer.until is not None:
-        desk.closes[plan.id] = answer.until
-        _wake(desk, answer.until)
+        waits.closes[plan.id] = answer.until
+        waits.until(answer.until)
     else:
-        desk.closes.pop(plan.id, None)
+        waits.closes.pop(plan.id, None)
     return False
-
-
-def _wake(desk: Desk, at: datetime) -> None:
-    desk.wake_at = min(desk.wake_at, time.monotonic() + max(0.0, (at - desk.lease.now()).total_seconds()))
 
 
 def _name(figures: PlanFigures, wave: int) -> str:

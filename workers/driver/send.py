@@ -105,7 +105,7 @@ def _take(desk: Desk, size: int) -> list[Checked]:
 
 def _closed(desk: Desk, plan_id: UUID) -> bool:
     """Whether the plan's window has closed since the gate was asked."""
-    closes = desk.closes.get(plan_id)
+    closes = desk.waits.closes.get(plan_id)
     return closes is not None and desk.lease.now() >= closes
 
 
