@@ -29,7 +29,7 @@ def drive() -> None:
     """
 
     async def work(stop: asyncio.Event) -> None:
-        await run_slice(settings.database_url, settings.redis_url, TOKENS, stop)
+        await run_slice(settings.database_url, settings.redis_url, TOKENS, stop, api_url=settings.api_url)
         if not stop.is_set():
             hints = Hints(settings.redis_url)
             await hints.drive()

@@ -5,6 +5,7 @@ he couldn't reach himself: a cloud's metadata service above all. Private network
 """
 
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from urllib.parse import urlsplit
 
 METADATA = frozenset(
     ip_address(a)
@@ -41,6 +42,15 @@ def refusal(ip: IPv4Address | IPv6Address | str, *, loopback: bool) -> str | Non
         reasons = (refusal(i, loopback=loopback) for i in inner)
         return next((f"{address} stands for {reason}" for reason in reasons if reason), None)
     return f"{address} is reserved" if address.is_reserved else None
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL's host is this machine itself, by its address or the name `localhost`."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _inner(address: IPv6Address) -> tuple[IPv4Address, ...]:

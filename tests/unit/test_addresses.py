@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.domain.addresses import refusal
+from orchestrator.domain.addresses import is_loopback, refusal
 
 NEVER = [
     ("169.254.169.254", "metadata"),
@@ -56,3 +56,12 @@ def test_private_and_public_networks_are_called(address: str) -> None:
 def test_what_is_no_address_is_an_error() -> None:
     with pytest.raises(ValueError, match="localhost"):
         refusal("localhost", loopback=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_so"),
+    [("http://127.0.0.1:8080", True), ("http://[::1]:8080/", True), ("http://localhost", True),
+     ("https://rebuild.example", False), ("http://10.0.0.1", False), ("http://localhost.example", False), ("", False)],
+)  # fmt: skip
+def test_a_service_on_one_machine_shows_by_its_address(url: str, is_so: bool) -> None:
+    assert is_loopback(url) is is_so

@@ -19,7 +19,7 @@ from workers import tasks
 
 configure()
 
-async def over(*_):
+async def over(*_, **__):
     print("the slice is over")
 
 async def found(_):

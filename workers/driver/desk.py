@@ -167,6 +167,10 @@ class Desk:
     """Nothing new is claimed or sent."""
     rebuild_seconds: float | None = None
     """Learned: about how long a rebuild takes."""
+    api_url: str = ""
+    """Where this service is reached from outside, without a slash at its end."""
+    loopback: bool = False
+    """Whether plans may have this machine itself called: all the service is on it."""
 
     async def happen(
         self, job: ClaimedJob, state: JobState, happened: Happened, *,

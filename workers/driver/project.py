@@ -13,6 +13,7 @@ from orchestrator.clouds.config import CloudSettings, load_cloud
 from orchestrator.clouds.factory import pace_key
 from orchestrator.clouds.pacing import Limiter, LocalPace
 from orchestrator.clouds.sign_in import TokenCache
+from orchestrator.domain.addresses import is_loopback
 from orchestrator.domain.decide import FailurePolicy, Happened, Reason
 from orchestrator.domain.lifecycle import JobEvent
 from orchestrator.domain.spec import PlanSpec
@@ -65,9 +66,11 @@ def policy_of(spec: PlanSpec) -> FailurePolicy:
 
 
 async def drive_project(
-    engine: AsyncEngine, redis: Any, tokens: TokenCache, due: DueProject, lease: LeaseKeeper, stop: asyncio.Event
-) -> None:
-    """Drives one project under a lease already taken; returns when stopped or when nothing is left.
+    engine: AsyncEngine, redis: Any, tokens: TokenCache, due: DueProject, lease: LeaseKeeper, stop: asyncio.Event,
+    api_url: str,
+) -> None:  # fmt: skip
+    """Drives one project under a lease already taken; returns when stopped or when nothing is left. `api_url`: where
+    this service is reached from outside.
 
     Raises `LeaseLost`; `CloudError` where the cloud can't be signed in to.
     """
@@ -82,6 +85,7 @@ async def drive_project(
             engine=engine, cloud=cloud, settings=settings, own=lease.own, lease=lease, limiter=writes,
             limits=limits_of(settings, project.project_id),
             mirror=Mirror(cloud=cloud), recorder=None, rebuild_seconds=seconds,  # type: ignore[arg-type]
+            api_url=api_url.rstrip("/"), loopback=is_loopback(api_url),
         )  # fmt: skip
         desk.recorder = Recorder(engine=engine, own=lease.own, recorded=_recorded(desk), dropped=_dropped(desk))
         await _run(desk, stop, change)

@@ -48,6 +48,7 @@ class Slice:
     tokens: TokenCache
     hints: Hints
     stop: asyncio.Event
+    api_url: str
     name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     _said_at: float = float("-inf")
     _processes: int = 1
@@ -112,7 +113,7 @@ class Slice:
         stop = self._yields[project.project]
         try:
             with structlog.contextvars.bound_contextvars(project=project.project, fence=lease.own.fence):
-                await drive_project(self.engine, self.redis, self.tokens, project, lease, stop)
+                await drive_project(self.engine, self.redis, self.tokens, project, lease, stop, self.api_url)
         except CloudError as e:
             await self._say_trouble(project, lease, e)
             raise
@@ -175,13 +176,15 @@ class Slice:
             log.warning("ledger_trouble", error=str(e)[:200])
 
 
-async def run_slice(database_url: str, redis_url: str, tokens: TokenCache, stop: asyncio.Event) -> None:
+async def run_slice(
+    database_url: str, redis_url: str, tokens: TokenCache, stop: asyncio.Event, *, api_url: str
+) -> None:
     """Opens what a slice needs, in this loop, runs it, and closes everything."""
     redis = make_redis(redis_url)
     hints = Hints(redis_url)
     try:
         async with open_engine(database_url, name="rebuild-drive", pool_size=8) as engine:
-            await Slice(engine=engine, redis=redis, tokens=tokens, hints=hints, stop=stop).run()
+            await Slice(engine=engine, redis=redis, tokens=tokens, hints=hints, stop=stop, api_url=api_url).run()
     finally:
         hints.close()
         await redis.aclose()
