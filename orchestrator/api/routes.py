@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 from pydantic import BaseModel
 
-from orchestrator.api.handlers import plans, service
+from orchestrator.api.handlers import gates, plans, service
 from orchestrator.api.requests import (
     ActionBody,
     EventsQuery,
@@ -35,7 +35,7 @@ from orchestrator.service.views import (
 )
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-LATER_ACTIONS = ("approve", "reject", "promote", "rollback", "clone")
+LATER_ACTIONS = ("rollback", "clone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,9 @@ ROUTES: tuple[Route, ...] = (
     _plan_action(
         "retry", plans.retry, "Another attempt for failed servers, each wiped once more; or for some alone.", RetryBody
     ),
+    _plan_action("approve", gates.approve, "Let a plan of somebody else's pass the gate that it waits at."),
+    _plan_action("reject", gates.reject, "Stop a plan at the gate that it waits at."),
+    _plan_action("promote", gates.promote, "End the bake of the current wave now."),
     *(_later("POST", f"/v1/plans/{{id}}/{a}", f"{a}_plan", {200: PlanView}) for a in LATER_ACTIONS),
     Route(
         method="GET", path="/v1/plans/{id}/jobs", name="list_jobs", handler=plans.list_jobs,

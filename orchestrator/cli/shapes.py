@@ -19,6 +19,12 @@ def _reason(item: Mapping[str, Any]) -> str:
     return ": ".join(str(part) for part in (reason.get("code"), reason.get("message")) if part)
 
 
+def _approval(wave: Mapping[str, Any]) -> str:
+    approval = wave.get("approval") or {}
+    by = approval.get("approved_by")
+    return f"by {by}" if by else "needed" if approval.get("needed") else ""
+
+
 def _health(item: Mapping[str, Any]) -> str:
     healthy = item.get("healthy")
     return "not looked at" if healthy is None else "healthy" if healthy else "unhealthy"
@@ -56,6 +62,8 @@ PLAN: tuple[Column, ...] = (
     time_field("created_at"),
     time_field("started_at"),
     time_field("finished_at"),
+    time_field("start_at"),
+    time_field("expires_at"),
 )
 
 PLAN_CSV: tuple[Column, ...] = (
@@ -70,6 +78,7 @@ WAVES: tuple[Column, ...] = (
     field("status"),
     ("counts", _counts),
     time_field("bake_until"),
+    ("approval", _approval),
 )
 
 JOBS: tuple[Column, ...] = (

@@ -112,6 +112,17 @@ class RebuildClient:
     async def cancel(self, plan_id: str, *, reason: str | None = None) -> Plan:
         return await self.act(plan_id, "cancel", reason=reason)
 
+    async def approve(self, plan_id: str, *, reason: str | None = None) -> Plan:
+        """Lets a plan pass the gate that it waits at; never one's own."""
+        return await self.act(plan_id, "approve", reason=reason)
+
+    async def reject(self, plan_id: str, *, reason: str | None = None) -> Plan:
+        return await self.act(plan_id, "reject", reason=reason)
+
+    async def promote(self, plan_id: str, *, reason: str | None = None) -> Plan:
+        """Ends the bake of the current wave now."""
+        return await self.act(plan_id, "promote", reason=reason)
+
     async def retry(self, plan_id: str, *, servers: Sequence[str] | None = None, reason: str | None = None) -> Plan:
         """Asks for another attempt for the plan's failed servers, or for these alone: each is wiped once more."""
         return await self.act(plan_id, "retry", servers=servers, reason=reason)

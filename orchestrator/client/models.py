@@ -47,6 +47,14 @@ class Reason(Document):
     message: str = ""
 
 
+class Approval(Document):
+    """What a person is to say at a wave's end, and has said."""
+
+    needed: bool = False
+    approved_by: str | None = None
+    approved_at: datetime | None = None
+
+
 class Wave(Document):
     """An ordered stage of a plan."""
 
@@ -57,6 +65,7 @@ class Wave(Document):
     counts: dict[str, int] = Field(default_factory=dict)
     """Jobs by state; states without a job may be missing."""
     bake_until: datetime | None = None
+    approval: Approval | None = None
 
 
 class Rate(Document):
@@ -88,6 +97,9 @@ class Plan(Document):
     created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    start_at: datetime | None = None
+    expires_at: datetime | None = None
+    """When a saved preview that nobody starts expires, or an approval that nobody gives."""
     counts: dict[str, int] = Field(default_factory=dict)
     """`total` and every job state."""
     waves: tuple[Wave, ...] = ()

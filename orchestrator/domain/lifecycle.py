@@ -155,7 +155,9 @@ PLAN_TRANSITIONS: dict[tuple[P, PlanEvent], tuple[P, ...]] = {
     (P.READY, PlanEvent.SCHEDULE): (P.SCHEDULED,),
     (P.READY, PlanEvent.ASK): (P.AWAITING_APPROVAL,),
     (P.READY, PlanEvent.EXPIRE): (P.EXPIRED,),
+    # Its time has come, or the servers that it queued for are free; or other plans hold some of its servers.
     (P.SCHEDULED, PlanEvent.START): (P.RUNNING,),
+    (P.SCHEDULED, PlanEvent.SCHEDULE): (P.SCHEDULED,),
     (P.SCHEDULED, PlanEvent.REJECT): (P.REJECTED,),
     # An approver decides, before the start or between two waves; or nobody does in time.
     (P.AWAITING_APPROVAL, PlanEvent.APPROVE): (P.RUNNING, P.SCHEDULED),

@@ -25,6 +25,8 @@ class AssignedWave:
     max_errors: int | None
     """Failures of its own that it puts up with; None leaves it to the plan's limit."""
     on_unresolved: OnUnresolved
+    bake_seconds: float = 0.0
+    approval: bool = False
 
     @property
     def size(self) -> int:
@@ -72,6 +74,8 @@ def assign(
             ordinals=tuple(ordinals),
             max_errors=_wave_errors(wave, index, len(ordinals)),
             on_unresolved=(failure and failure.on_unresolved) or ("halt" if index == 0 else "continue"),
+            bake_seconds=wave.bake or 0.0,
+            approval=wave.approval,
         )
         for index, ((wave, ordinals), name) in enumerate(zip(kept, names, strict=True))
     ]

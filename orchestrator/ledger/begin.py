@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.decide import Decision, Reason
 from orchestrator.domain.states import JobState, PlanStatus
-from orchestrator.ledger.holds import HeldElsewhere, held_elsewhere, take_holds
+from orchestrator.ledger.holds import CONFLICTS_SHOWN, HeldElsewhere, take_holds
 from orchestrator.ledger.plans import expire_at
 from orchestrator.ledger.sql import sql
 from orchestrator.ledger.transitions import JobChange, PlanMove, move_jobs, move_plan
@@ -80,6 +80,20 @@ async def begin(
     return Begun(status=PlanStatus.RUNNING)
 
 
+async def reject_held(
+    conn: AsyncConnection, plan_id: UUID, status: PlanStatus, held: Sequence[HeldElsewhere], *, actor: str
+) -> None:
+    """The plan will not start, since other plans hold servers of it: it says which, and who. Its row is locked."""
+    faults = [
+        {"path": "targets", "code": "held", "message": f"{h.server_id} is held by plan {h.plan_id} ({h.plan_name})"}
+        for h in held
+    ]
+    more = " or more" if len(held) == CONFLICTS_SHOWN else ""
+    reason = Reason(code="servers_held", message=f"Other plans hold {len(held)}{more} of these servers.")
+    await move_plan(conn, PlanMove(plan_id=plan_id, expected=status, status=PlanStatus.REJECTED, actor=actor,
+                                   reason=reason, faults=faults))  # fmt: skip
+
+
 async def _take(
     conn: AsyncConnection, deployment: str, plan_id: UUID, on_conflict: str, actor: str
 ) -> tuple[HeldElsewhere, ...]:
@@ -96,7 +110,7 @@ async def _take(
             for h in held
         ]  # fmt: skip
         await move_jobs(conn, deployment, changes)
-        held = await held_elsewhere(conn, deployment, plan_id)
+        held = await take_holds(conn, deployment, plan_id)
     return ()
 
 

@@ -86,5 +86,17 @@ async def status_before_pause(conn: AsyncConnection, plan_id: UUID) -> PlanStatu
     return None if state is None else PlanStatus(state)
 
 
+async def last_move_from(conn: AsyncConnection, plan_id: UUID, status: PlanStatus) -> EventRecord | None:
+    """How the plan last left `status`; None: it never did."""
+    rows = await conn.execute(
+        select(*_COLUMNS)
+        .where(Event.plan_id == plan_id, Event.server_id.is_(None), Event.from_state == status.value)
+        .where(Event.to_state != status.value)
+        .order_by(Event.seq.desc())
+        .limit(1)
+    )
+    return next(iter(_records(rows)), None)
+
+
 def _records(rows: Any) -> list[EventRecord]:
     return [EventRecord(**r._mapping) for r in rows]  # noqa: SLF001  SQLAlchemy's public name for it

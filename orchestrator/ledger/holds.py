@@ -38,34 +38,30 @@ async def take_holds(
     """
     which = "state = 'pending'" if server_ids is None else "server_id = ANY(CAST(:ids AS text[]))"
     parameters = {"deployment": deployment, "plan": plan_id} | ({} if server_ids is None else {"ids": list(server_ids)})
-    await conn.execute(
-        sql(f"""
-        INSERT INTO holds (deployment, server_id, plan_id)
-        SELECT :deployment, server_id, plan_id FROM jobs
-        WHERE plan_id = :plan AND {which} AND server_id IS NOT NULL
-        ORDER BY server_id
-        ON CONFLICT DO NOTHING"""),  # noqa: S608
-        parameters,
-    )
-    return await held_elsewhere(conn, deployment, plan_id, server_ids)
-
-
-async def held_elsewhere(
-    conn: AsyncConnection, deployment: str, plan_id: UUID, server_ids: Sequence[str] | None = None
-) -> tuple[HeldElsewhere, ...]:
-    """Which of the plan's pending jobs' servers, or of these servers of its, other plans hold."""
-    which = "state = 'pending'" if server_ids is None else "server_id = ANY(CAST(:ids AS text[]))"
-    parameters = {"deployment": deployment, "plan": plan_id} | ({} if server_ids is None else {"ids": list(server_ids)})
-    rows = await conn.execute(
-        sql(f"""
-        SELECT j.ord, j.server_id, h.plan_id, p.name
-        FROM jobs j JOIN holds h ON h.deployment = :deployment AND h.server_id = j.server_id
-        JOIN plans p ON p.id = h.plan_id
-        WHERE j.plan_id = :plan AND j.{which} AND h.plan_id <> :plan
-        ORDER BY j.ord LIMIT :shown"""),  # noqa: S608
-        parameters | {"shown": CONFLICTS_SHOWN},
-    )
-    return tuple(HeldElsewhere(server_id=r.server_id, plan_id=r.plan_id, plan_name=r.name, ord=r.ord) for r in rows)
+    while True:
+        await conn.execute(
+            sql(f"""
+            INSERT INTO holds (deployment, server_id, plan_id)
+            SELECT :deployment, server_id, plan_id FROM jobs
+            WHERE plan_id = :plan AND {which} AND server_id IS NOT NULL
+            ORDER BY server_id
+            ON CONFLICT DO NOTHING"""),  # noqa: S608
+            parameters,
+        )
+        rows = await conn.execute(
+            sql(f"""
+            SELECT j.ord, j.server_id, h.plan_id, p.name
+            FROM jobs j LEFT JOIN holds h ON h.deployment = :deployment AND h.server_id = j.server_id
+            LEFT JOIN plans p ON p.id = h.plan_id
+            WHERE j.plan_id = :plan AND j.{which} AND j.server_id IS NOT NULL AND h.plan_id IS DISTINCT FROM :plan
+            ORDER BY h.plan_id IS NOT NULL, j.ord LIMIT :shown"""),  # noqa: S608
+            parameters | {"shown": CONFLICTS_SHOWN},
+        )
+        held = rows.all()
+        # A hold that another plan gave back between the two statements is had by nobody: it is taken now.
+        if not (held and held[0].plan_id is None):
+            break
+    return tuple(HeldElsewhere(server_id=r.server_id, plan_id=r.plan_id, plan_name=r.name, ord=r.ord) for r in held)
 
 
 async def who_holds(conn: AsyncConnection, deployment: str, server_ids: Sequence[str]) -> tuple[HeldElsewhere, ...]:

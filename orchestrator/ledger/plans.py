@@ -19,8 +19,8 @@ from orchestrator.ledger.transitions import NewEvent, append_events
 _COLUMNS = (
     Plan.id, Plan.name, Plan.cloud, Plan.status, Plan.reason_code, Plan.reason_message, Plan.faults, Plan.digest,
     Plan.labels, Plan.explicit, Plan.total, Plan.max_in_flight, Plan.rate, Plan.current_wave, Plan.created_by,
-    Plan.created_at, Plan.started_at, Plan.finished_at, Plan.expires_at, Cloud.limiter, Project.deployment,
-    Project.learned_write_rate, Project.learned_rebuild_seconds,
+    Plan.created_at, Plan.started_at, Plan.finished_at, Plan.expires_at, Plan.start_at, Cloud.limiter,
+    Project.deployment, Project.learned_write_rate, Project.learned_rebuild_seconds,
     Plan.spec["failure"]["timeout"].label("timeout"), Project.trouble_code, Project.trouble_message,
 )  # fmt: skip
 
@@ -48,6 +48,7 @@ class PlanRecord:
     started_at: datetime | None
     finished_at: datetime | None
     expires_at: datetime | None
+    start_at: datetime | None
     limiter: dict[str, Any] | None
     deployment: str | None
     """None until the plan was prepared."""
@@ -74,6 +75,11 @@ class WaveRecord:
     size: int
     started_at: datetime | None
     finished_at: datetime | None
+    bake_seconds: float
+    bake_until: datetime | None
+    approval: bool
+    approved_by: str | None
+    approved_at: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +137,13 @@ async def wave_records(conn: AsyncConnection, plan_ids: Sequence[UUID]) -> dict[
     """These plans' waves, in their order."""
     waves: dict[UUID, list[WaveRecord]] = {i: [] for i in plan_ids}
     rows = await conn.execute(
-        select(Wave.plan_id, Wave.index, Wave.name, Wave.size, Wave.started_at, Wave.finished_at)
+        select(
+            Wave.plan_id, Wave.index, Wave.name, Wave.size, Wave.started_at, Wave.finished_at, Wave.bake_seconds,
+            Wave.bake_until, Wave.approval, Wave.approved_by, Wave.approved_at,
+        )
         .where(Wave.plan_id.in_(plan_ids))
         .order_by(Wave.plan_id, Wave.index)
-    )
+    )  # fmt: skip
     for r in rows:
         waves[r.plan_id].append(
             WaveRecord(**{k: v for k, v in r._mapping.items() if k != "plan_id"})  # noqa: SLF001

@@ -78,6 +78,8 @@ class PreparedWave:
     size: int
     max_errors: int | None
     on_unresolved: str
+    bake_seconds: float = 0.0
+    approval: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,9 @@ class Prepared:
     rate: float | None
     max_errors: int | None
     expires_at: datetime | None
+    start_at: datetime | None = None
+    approve_first: bool = False
+    """Whether the cloud wants an approval before the plan starts."""
 
 
 async def plans_to_prepare(conn: AsyncConnection, limit: int = 20) -> list[UUID]:
@@ -204,25 +209,28 @@ async def publish(conn: AsyncConnection, plan_id: UUID, prepared: Prepared) -> N
     """
     await _write_jobs(conn, plan_id, prepared.jobs)
     await _write_counts(conn, plan_id, prepared.jobs)
-    columns = {"index": "int", "name": "text", "size": "int", "max_errors": "int", "on_unresolved": "text"}
+    columns = {"index": "int", "name": "text", "size": "int", "max_errors": "int", "on_unresolved": "text",
+               "bake_seconds": "float", "approval": "boolean"}  # fmt: skip
+    names = ", ".join(columns)
     await conn.execute(
         text(f"""
-        INSERT INTO waves (plan_id, index, name, size, max_errors, on_unresolved)
-        SELECT :plan, index, name, size, max_errors, on_unresolved FROM {unnest("i", columns)}"""),  # noqa: S608
-        {"plan": plan_id}
-        | columns_of(columns, [(w.index, w.name, w.size, w.max_errors, w.on_unresolved) for w in prepared.waves]),
+        INSERT INTO waves (plan_id, {names})
+        SELECT :plan, {names} FROM {unnest("i", columns)}"""),  # noqa: S608
+        {"plan": plan_id} | columns_of(columns, [tuple(getattr(w, c) for c in columns) for w in prepared.waves]),
     )
     await conn.execute(
         text("""
         UPDATE plans SET project = :project, image_id = :image_id, image_name = :image_name, digest = :digest,
           total = :total, max_in_flight = :max_in_flight, rate = :rate, max_errors = :max_errors,
-          expires_at = :expires_at, prepared_at = now(), prepare_at = NULL, reason_code = NULL, reason_message = NULL
+          expires_at = :expires_at, start_at = :start_at, approve_first = :approve_first,
+          prepared_at = now(), prepare_at = NULL, reason_code = NULL, reason_message = NULL
         WHERE id = :id"""),
         {
             "id": plan_id, "project": prepared.project, "image_id": prepared.image_id,
             "image_name": prepared.image_name, "digest": prepared.digest, "total": len(prepared.jobs),
             "max_in_flight": prepared.max_in_flight, "rate": prepared.rate, "max_errors": prepared.max_errors,
-            "expires_at": prepared.expires_at,
+            "expires_at": prepared.expires_at, "start_at": prepared.start_at,
+            "approve_first": prepared.approve_first,
         },
     )  # fmt: skip
     await _announce(conn, plan_id)

@@ -17,6 +17,10 @@ from orchestrator.ledger.transitions import JobKey, PlanMove, lock_plans, move_p
 
 RESTORED_AFTER = timedelta(minutes=15)
 """A database whose last sign of its driver is older than this was restored from a backup; a failover is quicker."""
+SCHEDULED_BEFORE = Reason(
+    code="database_restored",
+    message="The database was restored from a backup; this scheduled plan may have run already: submit it again.",
+)
 JUST_FINISHED = timedelta(hours=1)
 """Plans that ended so shortly before are looked at too: their last transitions may be what was lost."""
 
@@ -109,14 +113,20 @@ async def reconciled(conn: AsyncConnection, project: int, now: str) -> None:
 
 
 async def pause_all(conn: AsyncConnection, project: int, reason: Reason) -> int:
-    """A restored backup starts with all its plans paused; how many were."""
-    rows = await conn.execute(sql("SELECT id FROM plans WHERE project = :project AND due"), {"project": project})
+    """A restored backup starts with all its plans paused, and scheduled ones, which may have run already, rejected;
+    how many were paused."""
+    rows = await conn.execute(
+        sql("SELECT id FROM plans WHERE project = :project AND (due OR status = 'scheduled')"), {"project": project}
+    )
     plans = await lock_plans(conn, [r.id for r in rows])
     paused = 0
     for plan in plans.values():
         if plan_moves(plan.status, PlanEvent.PAUSE):
             paused += await move_plan(conn, PlanMove(plan_id=plan.id, expected=plan.status, status=PlanStatus.PAUSED,
                                                      actor="reconcile", reason=reason, stop_sending=True))  # fmt: skip
+        elif plan.status is PlanStatus.SCHEDULED:
+            await move_plan(conn, PlanMove(plan_id=plan.id, expected=plan.status, status=PlanStatus.REJECTED,
+                                           actor="reconcile", reason=SCHEDULED_BEFORE))  # fmt: skip
     return paused
 
 

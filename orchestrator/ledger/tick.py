@@ -1,13 +1,23 @@
 """What the tick moves: time has come, a lease has run out, somebody should look."""
 
+from uuid import UUID
+
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.decide import Reason
 from orchestrator.domain.states import PlanStatus
+from orchestrator.ledger.begin import begin, reject_held
+from orchestrator.ledger.reconcile import SCHEDULED_BEFORE, restored
 from orchestrator.ledger.transitions import PlanMove, lock_plans, move_plan
 
 TICK_LOCK = 0x7265_6275  # any fixed number: one advisory lock for the whole service
+
+HOLD_EXPIRED = Reason(code="hold_expired", message="Nobody started this saved preview in time; submit it again.")
+APPROVAL_EXPIRED = Reason(code="approval_expired", message="Nobody approved this plan in time; submit it again.")
+BETWEEN_WAVES_EXPIRED = Reason(
+    code="approval_expired", message="Nobody approved the next wave in time; resume asks for the approval again."
+)
 
 
 async def try_tick_lock(conn: AsyncConnection) -> bool:
@@ -16,19 +26,44 @@ async def try_tick_lock(conn: AsyncConnection) -> bool:
     return bool(row.scalar_one())
 
 
-async def expire_held_plans(conn: AsyncConnection) -> int:
-    """Held plans that nobody started in time."""
-    rows = await conn.execute(text("SELECT id FROM plans WHERE status = 'ready' AND expires_at <= now() LIMIT 100"))
-    plans = await lock_plans(conn, [r.id for r in rows])
+async def expire_plans(conn: AsyncConnection) -> int:
+    """Held plans that nobody started in time, and gates that nobody passed: `expired` where nothing had been started,
+    `halted` between two waves. How many."""
+    rows = await conn.execute(
+        text("""
+        SELECT id, status, started_at FROM plans
+        WHERE status IN ('ready', 'awaiting_approval') AND expires_at <= now()
+        ORDER BY id LIMIT 100 FOR NO KEY UPDATE SKIP LOCKED""")
+    )
     expired = 0
-    for plan in plans.values():
-        reason = Reason(code="hold_expired", message="Nobody started this saved preview in time; submit it again.")
-        expired += await move_plan(
-            conn,
-            PlanMove(plan_id=plan.id, expected=PlanStatus.READY, status=PlanStatus.EXPIRED, actor="tick",
-                     reason=reason),
-        )  # fmt: skip
+    for row in rows.all():
+        before, after, reason = PlanStatus(row.status), PlanStatus.EXPIRED, HOLD_EXPIRED
+        if before is PlanStatus.AWAITING_APPROVAL and row.started_at is None:
+            reason = APPROVAL_EXPIRED
+        elif before is PlanStatus.AWAITING_APPROVAL:
+            after, reason = PlanStatus.HALTED, BETWEEN_WAVES_EXPIRED
+        move = PlanMove(plan_id=row.id, expected=before, status=after, actor="tick", reason=reason,
+                        stop_sending=after is PlanStatus.HALTED)  # fmt: skip
+        expired += await move_plan(conn, move)
     return expired
+
+
+async def begin_scheduled(conn: AsyncConnection, plan_id: UUID) -> PlanStatus | None:
+    """Begins a plan whose time has come, in a transaction of its own: where it stands then. None: it was no longer
+    scheduled. Where others hold servers of it that it neither queues for nor skips it is rejected, itemised."""
+    plan = (await lock_plans(conn, [plan_id])).get(plan_id)
+    if plan is None or plan.status is not PlanStatus.SCHEDULED:
+        return None
+    project = (await conn.execute(text("SELECT project FROM plans WHERE id = :id"), {"id": plan_id})).scalar_one()
+    if await restored(conn, project):
+        await move_plan(conn, PlanMove(plan_id=plan_id, expected=PlanStatus.SCHEDULED, status=PlanStatus.REJECTED,
+                                       actor="tick", reason=SCHEDULED_BEFORE))  # fmt: skip
+        return PlanStatus.REJECTED
+    begun = await begin(conn, plan_id, actor="tick")
+    if begun.held:
+        await reject_held(conn, plan_id, PlanStatus.SCHEDULED, begun.held, actor="tick")
+        return PlanStatus.REJECTED
+    return begun.status
 
 
 async def seen(conn: AsyncConnection, process: str, kind: str) -> None:

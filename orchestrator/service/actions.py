@@ -10,10 +10,12 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from orchestrator.clouds.config import Approval
 from orchestrator.domain.decide import Happened, Reason, Tried, decide
 from orchestrator.domain.lifecycle import JobEvent, PlanEvent, plan_moves
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.errors import Conflict, Fault, NotFound
+from orchestrator.ledger.begin import begin
 from orchestrator.ledger.engine import transaction
 from orchestrator.ledger.events import status_before_pause
 from orchestrator.ledger.holds import CONFLICTS_SHOWN, HeldElsewhere, take_holds
@@ -21,18 +23,23 @@ from orchestrator.ledger.plans import (
     PlanRecord,
     acknowledge_failures,
     cancel_pending_jobs,
+    expire_at,
     job_counts,
     plan_now,
     plan_record,
 )
 from orchestrator.ledger.settle import Retryable, jobs_to_retry, note_retries, tell_driver
 from orchestrator.ledger.transitions import JobChange, PlanMove, lock_plans, move_jobs, move_plan
-from orchestrator.ledger.waves import enter_wave
+from orchestrator.ledger.waves import reopen_wave
 from orchestrator.service.deps import Deps
 from orchestrator.service.roles import Principal, Right
 from orchestrator.service.show import plan_views
 from orchestrator.service.views import PlanView
 
+STARTED = (PlanStatus.RUNNING, PlanStatus.SCHEDULED, PlanStatus.AWAITING_APPROVAL)
+"""Where `start` leaves a plan, as far as it can go."""
+AT_GATES = ("approval_rejected", "approval_expired")
+"""Why a plan was halted between two waves without a failure."""
 RETRY_BATCH = 1000
 """Jobs that move in one statement."""
 
@@ -40,71 +47,76 @@ RETRY_BATCH = 1000
 async def start(
     deps: Deps, principal: Principal, plan_id: UUID, *, digest: str | None = None, reason: str | None = None
 ) -> PlanView:
-    """Runs a saved preview: takes its holds and lets the driver have it.
+    """Runs a saved preview: takes its holds and lets the driver have it, or waits for what must come first: an
+    approval, its start time, or servers that other plans hold (`on_conflict: queue`).
 
     Raises `Conflict`: `digest_mismatch` where the plan isn't the one that was looked at, `servers_held` (itemised)
     where other plans hold some of its servers; then it has taken nothing and stays ready.
     """
     async with transaction(deps.engine) as conn:
-        plan = await _lock(conn, principal, plan_id)
+        plan = await lock_plan(conn, principal, plan_id)
         principal.need_to_run(plan.created_by)
         if digest is not None and digest != plan.digest:
             raise Conflict(
                 f"The plan's digest is {plan.digest or 'not there yet'}, not the one given: look at it again.",
                 code="digest_mismatch",
             )
-        if plan.status != PlanStatus.RUNNING:
-            await _start(conn, principal, plan, reason)
+        if plan.status not in STARTED:
+            seconds = (await approval_settings(deps, plan.cloud)).expires
+            await _start(conn, principal, plan, reason, approval_seconds=seconds)
     await deps.hints.drive()
-    return await _view(deps, plan_id)
+    return await view(deps, plan_id)
 
 
 async def pause(deps: Deps, principal: Principal, plan_id: UUID, *, reason: str | None = None) -> PlanView:
     """Stops sending; what is in flight goes on."""
     async with transaction(deps.engine) as conn:
-        plan = await _lock(conn, principal, plan_id)
+        plan = await lock_plan(conn, principal, plan_id)
         principal.need(Right.OPERATE)
         if plan.status != PlanStatus.PAUSED:
-            (status,) = _allowed(plan, PlanEvent.PAUSE, "pause", "it pauses while it is running, baking or waiting")
-            await _move(conn, principal, plan, status, code="paused", reason=reason, stop_sending=True)
+            (status,) = allowed(plan, PlanEvent.PAUSE, "pause", "it pauses while it is running, baking or waiting")
+            await move(conn, principal, plan, status, code="paused", reason=reason, stop_sending=True)
     await deps.hints.drive()
-    return await _view(deps, plan_id)
+    return await view(deps, plan_id)
 
 
 async def resume(deps: Deps, principal: Principal, plan_id: UUID, *, reason: str | None = None) -> PlanView:
     """Goes on where a pause or a halt stopped it. After a halt the failures so far are acknowledged: they count no
-    more, and the current wave may end without a success."""
+    more, and the current wave may end without a success. Where an approval was refused, or came too late, it is asked
+    for again."""
     async with transaction(deps.engine) as conn:
-        plan = await _lock(conn, principal, plan_id)
+        plan = await lock_plan(conn, principal, plan_id)
         principal.need(Right.OPERATE)
         if plan.status != PlanStatus.RUNNING:
-            allowed = _allowed(plan, PlanEvent.RESUME, "resume", "only a paused or halted plan does")
-            status = allowed[0]
+            moves = allowed(plan, PlanEvent.RESUME, "resume", "only a paused or halted plan does")
+            status = moves[0]
             if plan.status == PlanStatus.PAUSED:
                 before = await status_before_pause(conn, plan.id)
-                status = before if before in allowed else status
-            else:
+                status = before if before in moves else status
+                if status is PlanStatus.AWAITING_APPROVAL:
+                    status = await _ask_again(deps, conn, plan)
+            elif plan.reason_code not in AT_GATES:
                 await _acknowledge(conn, plan)
-            await _move(conn, principal, plan, status, code="resumed", reason=reason)
+            await move(conn, principal, plan, status, code="resumed", reason=reason)
     await deps.hints.drive()
-    return await _view(deps, plan_id)
+    return await view(deps, plan_id)
 
 
 async def cancel(deps: Deps, principal: Principal, plan_id: UUID, *, reason: str | None = None) -> PlanView:
     """Stops new work and lets what is in flight finish; where nothing was started the plan is cancelled at once."""
     async with transaction(deps.engine) as conn:
-        plan = await _lock(conn, principal, plan_id)
+        plan = await lock_plan(conn, principal, plan_id)
         principal.need_to_run(plan.created_by)
         if plan.status not in (PlanStatus.CANCELLING, PlanStatus.CANCELLED):
-            (status,) = _allowed(plan, PlanEvent.CANCEL, "be cancelled", "it has ended")
-            untouched = plan.status in (PlanStatus.PREPARING, PlanStatus.READY)
+            (status,) = allowed(plan, PlanEvent.CANCEL, "be cancelled", "it has ended")
+            untouched = plan.started_at is None
             if untouched:
-                await cancel_pending_jobs(conn, plan.id, actor=principal.name, reason=_reason("cancelled", reason))
-            await _move(conn, principal, plan, status, code="cancelled", reason=reason, stop_sending=True)
+                await cancel_pending_jobs(conn, plan.id, actor=principal.name, reason=reason_of("cancelled", reason))
+            await move(conn, principal, plan, status, code="cancelled", reason=reason, stop_sending=True)
             if untouched and status is PlanStatus.CANCELLING:
                 await _end_cancelling(conn, principal, plan_id, reason)
     await deps.hints.drive()
-    return await _view(deps, plan_id)
+    return await view(deps, plan_id)
 
 
 async def retry(
@@ -116,9 +128,9 @@ async def retry(
     nothing then: `not_retryable` (itemised), `servers_held` (itemised), `nothing_to_retry`.
     """
     async with transaction(deps.engine) as conn:
-        plan = await _lock(conn, principal, plan_id)
+        plan = await lock_plan(conn, principal, plan_id)
         principal.need(Right.OPERATE)
-        (status,) = _allowed(plan, PlanEvent.RETRY, "be retried", "nothing of it has failed, or it was never started "
+        (status,) = allowed(plan, PlanEvent.RETRY, "be retried", "nothing of it has failed, or it was never started "
                              "or was cancelled")  # fmt: skip
         jobs = await jobs_to_retry(conn, plan_id, servers)
         _check_retryable(jobs, servers)
@@ -133,10 +145,11 @@ async def retry(
                 for j in part
             ]  # fmt: skip
             await move_jobs(conn, plan.deployment or "", changes)
-        await _move(conn, principal, plan, status, code="retried", reason=f"{len(jobs)} servers are retried.")
+        await reopen_wave(conn, plan_id)
+        await move(conn, principal, plan, status, code="retried", reason=f"{len(jobs)} servers are retried.")
         await tell_driver(conn, plan_id)
     await deps.hints.drive()
-    return await _view(deps, plan_id)
+    return await view(deps, plan_id)
 
 
 def _check_retryable(jobs: Sequence[Retryable], servers: Sequence[str] | None) -> None:
@@ -170,15 +183,34 @@ def _free(held: Sequence[HeldElsewhere]) -> None:
         )
 
 
-async def _start(conn: AsyncConnection, principal: Principal, plan: PlanRecord, reason: str | None) -> None:
-    (status,) = _allowed(plan, PlanEvent.START, "start", "only a prepared plan that is held (ready) does")
+async def _start(
+    conn: AsyncConnection, principal: Principal, plan: PlanRecord, reason: str | None, *, approval_seconds: float
+) -> None:
+    allowed(plan, PlanEvent.START, "start", "only a prepared plan that is held (ready) does")
     if plan.status != PlanStatus.READY or plan.deployment is None:
         raise Conflict(f"The plan is {plan.status}: it starts by itself.")
     if plan.expires_at is not None and plan.expires_at <= datetime.now(UTC):
         raise Conflict("This saved preview has expired; submit it again.", code="hold_expired")
-    _free(await take_holds(conn, plan.deployment, plan.id))
-    await enter_wave(conn, plan.id, plan.current_wave)
-    await _move(conn, principal, plan, status, code="started", reason=reason)
+    begun = await begin(conn, plan.id, actor=principal.name, reason=reason_of("started", reason),
+                        approval_seconds=approval_seconds)  # fmt: skip
+    _free(begun.held)
+
+
+async def _ask_again(deps: Deps, conn: AsyncConnection, plan: PlanRecord) -> PlanStatus:
+    """A plan was paused at a gate: it returns there, with the whole time for the approval, unless a server of its
+    waves was retried since; then these come first."""
+    counts = (await job_counts(conn, [plan.id]))[plan.id]
+    waiting = sum(states.get(JobState.PENDING, 0) for wave, states in counts.items() if wave <= plan.current_wave)
+    if waiting and plan.started_at is not None:
+        return PlanStatus.RUNNING
+    await expire_at(conn, plan.id, (await approval_settings(deps, plan.cloud)).expires)
+    return PlanStatus.AWAITING_APPROVAL
+
+
+async def approval_settings(deps: Deps, cloud: str) -> Approval:
+    """What the cloud's settings want of approvals; the defaults for one that isn't to be had any more."""
+    settings = await deps.clouds.settings(cloud)
+    return settings.approval if settings else Approval()
 
 
 async def _acknowledge(conn: AsyncConnection, plan: PlanRecord) -> None:
@@ -197,11 +229,11 @@ async def _end_cancelling(conn: AsyncConnection, principal: Principal, plan_id: 
     await move_plan(
         conn,
         PlanMove(plan_id=plan_id, expected=PlanStatus.CANCELLING, status=PlanStatus.CANCELLED, actor=principal.name,
-                 reason=_reason("cancelled", reason)),
+                 reason=reason_of("cancelled", reason)),
     )  # fmt: skip
 
 
-async def _lock(conn: AsyncConnection, principal: Principal, plan_id: UUID) -> PlanRecord:
+async def lock_plan(conn: AsyncConnection, principal: Principal, plan_id: UUID) -> PlanRecord:
     await lock_plans(conn, [plan_id])
     record = await plan_record(conn, plan_id)
     if record is None:
@@ -210,29 +242,29 @@ async def _lock(conn: AsyncConnection, principal: Principal, plan_id: UUID) -> P
     return record
 
 
-def _allowed(plan: PlanRecord, event: PlanEvent, verb: str, why: str) -> tuple[PlanStatus, ...]:
+def allowed(plan: PlanRecord, event: PlanEvent, verb: str, why: str) -> tuple[PlanStatus, ...]:
     moves = plan_moves(PlanStatus(plan.status), event)
     if not moves:
         raise Conflict(f"The plan is {plan.status} and can't {verb} now: {why}.")
     return moves
 
 
-async def _move(
+async def move(
     conn: AsyncConnection, principal: Principal, plan: PlanRecord, status: PlanStatus, *, code: str,
     reason: str | None, stop_sending: bool = False,
 ) -> None:  # fmt: skip
     await move_plan(
         conn,
         PlanMove(plan_id=plan.id, expected=PlanStatus(plan.status), status=status, actor=principal.name,
-                 reason=_reason(code, reason), stop_sending=stop_sending),
+                 reason=reason_of(code, reason), stop_sending=stop_sending),
     )  # fmt: skip
 
 
-def _reason(code: str, message: str | None) -> Reason | None:
+def reason_of(code: str, message: str | None) -> Reason | None:
     return Reason(code=code, message=message) if message else None
 
 
-async def _view(deps: Deps, plan_id: UUID) -> PlanView:
+async def view(deps: Deps, plan_id: UUID) -> PlanView:
     async with deps.engine.connect() as conn:
         record = await plan_record(conn, plan_id)
         if record is None:

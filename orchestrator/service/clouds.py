@@ -38,12 +38,17 @@ class CloudBook:
 
     async def write_rate(self, name: str) -> float | None:
         """Rebuild calls per second that the cloud's settings allow; None for one that isn't to be had (any more)."""
+        settings = await self.settings(name)
+        return settings.write_rate if settings else None
+
+    async def settings(self, name: str) -> CloudSettings | None:
+        """The cloud's `rebuild:` section; None for one that isn't to be had (any more)."""
         async with self._reading:
             known = self._settings.get(name)
             if known is None or known[0] < time.monotonic():
                 settings = await asyncio.to_thread(self._load, name)
                 known = self._settings[name] = (time.monotonic() + REMEMBERED_SECONDS, settings)
-            return known[1].write_rate if known[1] else None
+            return known[1]
 
     def _load(self, name: str) -> CloudSettings | None:
         try:

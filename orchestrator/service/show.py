@@ -13,6 +13,7 @@ from orchestrator.ledger.plans import Counts as LedgerCounts
 from orchestrator.ledger.plans import PlanRecord, WaveRecord, job_counts, wave_records
 from orchestrator.service.deps import Deps
 from orchestrator.service.views import (
+    ApprovalView,
     Counts,
     EtaView,
     EventView,
@@ -23,6 +24,9 @@ from orchestrator.service.views import (
     ReasonView,
     WaveView,
 )
+
+EXPIRING = frozenset({PlanStatus.READY, PlanStatus.AWAITING_APPROVAL})
+"""Plans that a person must do something about in time."""
 
 SENDING = frozenset({PlanStatus.RUNNING, PlanStatus.BAKING, PlanStatus.CANCELLING})
 """Plans whose rate is worth showing."""
@@ -82,8 +86,12 @@ def _plan(
     return PlanView(
         id=r.id, name=r.name, cloud=r.cloud, status=status, reason=reason,
         digest=r.digest, url=url, labels=r.labels, created_by=r.created_by, created_at=r.created_at,
-        started_at=r.started_at, finished_at=r.finished_at, counts=all_counts,
-        waves=[_wave(w, _counts([counts.get(w.index, {})]), current=r.current_wave, status=status) for w in waves],
+        started_at=r.started_at, finished_at=r.finished_at, start_at=r.start_at,
+        expires_at=r.expires_at if status in EXPIRING else None, counts=all_counts,
+        waves=[
+            _wave(w, _counts([counts.get(w.index, {})]), current=r.current_wave, status=status, last=w is waves[-1])
+            for w in waves
+        ],
         rate=RateView(allowed_per_second=allowed, used_per_second=limiter.get("used_per_second") or 0.0)
         if status in SENDING else RateView(),
         eta=_eta(r, all_counts, waves, rate=allowed, now=now) if status in FORESEEABLE else None,
@@ -94,16 +102,19 @@ def _plan(
 def _eta(
     r: PlanRecord, counts: Counts, waves: Sequence[WaveRecord], *, rate: float | None, now: datetime
 ) -> EtaView | None:
+    left = [w for w in waves if w.index >= r.current_wave]
+    bakes = sum(w.bake_seconds if w.bake_until is None else (w.bake_until - now).total_seconds() for w in left
+                if w.bake_until is None or w.bake_until > now)  # fmt: skip
     found = estimate(
-        now=now, waiting=counts.pending + counts.checking,
+        now=max(now, r.start_at or now), waiting=counts.pending + counts.checking,
         in_flight=sum(getattr(counts, s.value) for s in IN_FLIGHT_JOB_STATES),
-        waves_left=sum(w.index >= r.current_wave for w in waves), rate=rate, max_in_flight=r.max_in_flight,
-        rebuild_seconds=r.learned_rebuild_seconds,
+        waves_left=len(left), rate=rate, max_in_flight=r.max_in_flight,
+        rebuild_seconds=r.learned_rebuild_seconds, bake_seconds=bakes,
     )  # fmt: skip
     return None if found is None else EtaView(finish_at=found.finish_at, limited_by=found.limited_by)
 
 
-def _wave(w: WaveRecord, counts: Counts, *, current: int, status: PlanStatus) -> WaveView:
+def _wave(w: WaveRecord, counts: Counts, *, current: int, status: PlanStatus, last: bool) -> WaveView:
     over = w.finished_at is not None or (
         w.started_at is not None and counts.total == sum(getattr(counts, s.value) for s in FINISHED_JOB_STATES)
     )
@@ -113,7 +124,11 @@ def _wave(w: WaveRecord, counts: Counts, *, current: int, status: PlanStatus) ->
         shown = "finished"
     else:
         shown = "pending" if w.started_at is None else "running"
-    return WaveView(index=w.index, name=w.name, size=w.size, status=shown, counts=counts)
+    approval = ApprovalView(
+        needed=w.approval and not last, approved_by=w.approved_by, approved_at=w.approved_at,
+    )  # fmt: skip
+    return WaveView(index=w.index, name=w.name, size=w.size, status=shown, counts=counts, bake_until=w.bake_until,
+                    approval=approval)  # fmt: skip
 
 
 def _counts(waves: Iterable[Mapping[str, int]]) -> Counts:

@@ -69,6 +69,15 @@ class Counts(View):
     cancelled: int = 0
 
 
+class ApprovalView(View):
+    """What a person is to say at a wave's end, and has said."""
+
+    needed: bool
+    """Whether the next wave waits for it; never so after the last one."""
+    approved_by: str | None
+    approved_at: datetime | None
+
+
 class WaveView(View):
     """A wave of a plan."""
 
@@ -80,6 +89,8 @@ class WaveView(View):
     """pending, running, baking, awaiting_approval or finished."""
     counts: Counts
     bake_until: datetime | None = None
+    """When its bake is over, or was; None: it has none, or has not ended yet."""
+    approval: ApprovalView
 
 
 class RateView(View):
@@ -114,6 +125,10 @@ class PlanView(View):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    start_at: datetime | None
+    """Not before, by its schedule."""
+    expires_at: datetime | None
+    """When a saved preview that nobody starts expires, or an approval that nobody gives."""
     counts: Counts
     waves: list[WaveView]
     rate: RateView

@@ -119,9 +119,13 @@ class FakeApi:
                 if "text/event-stream" in request.headers["Accept"]:
                     return await self.stream(request)
                 return web.json_response({"items": self.events, "next": None})
-            case ["POST", "v1", "plans", plan_id, "start" | "pause" | "resume" | "cancel" | "retry"] if (
-                plan_id in self.plans
-            ):
+            case [
+                "POST",
+                "v1",
+                "plans",
+                plan_id,
+                "start" | "pause" | "resume" | "cancel" | "retry" | "approve" | "reject" | "promote",
+            ] if plan_id in self.plans:
                 return web.json_response(self.look(plan_id))
             case ["POST", "v1", "plans", _, _]:
                 return problem(422, "not_supported_yet", "This comes with a later version.")

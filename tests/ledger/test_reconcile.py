@@ -234,7 +234,8 @@ async def test_a_restored_backups_plans_are_paused_whose_life_cycle_has_that(dat
         assert await pause_all(conn, await the_project(conn), WHY) == len(PAUSABLE)
         for status, plan in plans.items():
             now = await column(conn, "SELECT status, go_epoch FROM plans WHERE id = :p", p=plan)
-            assert now == [("paused", 1) if status in PAUSABLE else (status.value, 0)]
+            stopped = {**dict.fromkeys(PAUSABLE, ("paused", 1)), PlanStatus.SCHEDULED: ("rejected", 0)}
+            assert now == [stopped.get(status, (status.value, 0))]
         assert await column(conn, "SELECT DISTINCT actor, reason_code FROM events WHERE type = 'plan.paused'") == [
             ("reconcile", "database_restored")
         ]

@@ -4,7 +4,7 @@ from sqlalchemy import text
 
 from orchestrator.domain.states import PlanStatus
 from orchestrator.ledger.engine import open_engine, transaction
-from orchestrator.ledger.tick import expire_held_plans, gone, living, seen, try_tick_lock
+from orchestrator.ledger.tick import expire_plans, gone, living, seen, try_tick_lock
 from orchestrator.ledger.transitions import PlanMove, move_plan
 from tests.ledger.plant import column, plant
 
@@ -22,8 +22,8 @@ async def test_a_held_plan_expires_when_its_time_has_come_and_not_before(databas
             for plan, seconds in ((plans[0], -1), (plans[1], 60), (plans[3], -1)):
                 await conn.execute(expires, {"p": plan, "s": seconds})
         async with transaction(engine) as conn:
-            assert await expire_held_plans(conn) == 1
-            assert await expire_held_plans(conn) == 0
+            assert await expire_plans(conn) == 1
+            assert await expire_plans(conn) == 0
         async with engine.connect() as conn:
             assert await column(conn, "SELECT status FROM plans ORDER BY id") == [
                 "expired", "ready", "ready", "preparing",

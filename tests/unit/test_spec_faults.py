@@ -289,17 +289,11 @@ def test_a_waves_own_servers_are_the_plans() -> None:
         ("targets.servers", [A, {"id": B, "rebuild": UD}], "targets.servers[1].rebuild.user_data"),
         ("targets.servers", [{"id": B, "rebuild": {"key_name": "k"}}], "targets.servers[0].rebuild.key_name"),
         ("rebuild.user_data", {"ref": "env:UD"}, "rebuild.user_data.ref"),
-        ("rollout.waves", [{"size": 1}, {"size": 2, "bake": "5m"}], "rollout.waves[1].bake"),
-        ("rollout.waves", [{"size": 1, "approval": True}], "rollout.waves[0].approval"),
         ("rollout.max_unavailable", {"per": "availability_zone", "limit": "20%"}, "rollout.max_unavailable"),
         ("failure.drift_limit", "5%", "failure.drift_limit"),
         ("hooks", {"before": {"url": "https://hooks.example/drain", "secret": "env:K"}}, "hooks"),
         ("verify", [{"http": {"port": 80, "path": "/health"}}], "verify"),
-        ("on_conflict", "queue", "on_conflict"),
-        ("on_conflict", "skip", "on_conflict"),
         ("priority", 5, "priority"),
-        ("schedule", {"windows": [WINDOW]}, "schedule"),
-        ("schedule", {"start_at": "2026-11-30T22:00:00+01:00"}, "schedule"),
         ("notify", [{"url": "https://x.example", "events": ["halted"]}], "notify"),
     ],
 )  # fmt: skip
@@ -339,13 +333,12 @@ def test_os_contradicts_the_rebuild_method() -> None:
 
 
 def test_a_later_field_that_asks_for_what_happens_anyway_is_taken() -> None:
-    raw = waves({"size": 1, "approval": False, "bake": "0s"})
-    raw |= {
+    raw = {
+        **BASE,
         "failure": {"rebuild_again": 0, "drift_limit": 0},
         "verify": [],
         "notify": [],
         "priority": 0,
-        "on_conflict": "reject",
     }
     assert faults(raw) == {}
 

@@ -9,8 +9,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from orchestrator.clouds.config import load_cloud
-from orchestrator.clouds.protocol import Project
+from orchestrator.clouds.config import CloudSettings, load_cloud
 from orchestrator.clouds.sign_in import TokenCache
 from orchestrator.domain.decide import Reason
 from orchestrator.domain.spec import PlanSpec
@@ -18,11 +17,10 @@ from orchestrator.domain.states import PlanStatus
 from orchestrator.errors import CloudConfigInvalid, CloudError, CloudSignInRefused, Fault
 from orchestrator.failpoints import failpoint
 from orchestrator.ledger import leases, prepare
-from orchestrator.ledger.holds import HeldElsewhere, take_holds
+from orchestrator.ledger.begin import begin, reject_held
 from orchestrator.ledger.prepare import Prepared, PreparingPlan
 from orchestrator.ledger.reconcile import restored
 from orchestrator.ledger.transitions import PlanMove, lock_plans, move_plan
-from orchestrator.ledger.waves import enter_wave
 from orchestrator.log import get_logger
 from workers.cloud import signed_in
 from workers.prepare.lookup import Rejected
@@ -76,7 +74,7 @@ async def _prepare(
             targets = await prepare.explicit_targets(conn, plan.id)
         async with signed_in(engine, redis, config, tokens) as (cloud, project):
             prepared = await resolve(engine, cloud, project, config, spec, plan, targets)
-        await _publish(engine, plan, prepared, project, lease, fence)
+        await _publish(engine, plan, prepared, config.settings, lease, fence)
     except Rejected as e:
         await _reject(engine, plan, lease, fence, Reason(code="rejected", message=_said(e.faults)), e.faults)
     except (CloudSignInRefused, CloudConfigInvalid) as e:
@@ -117,14 +115,10 @@ async def _reject(
     log.info("plan_rejected", plan=str(plan.id), reason=reason.code)
 
 
-def _held_by(held: HeldElsewhere) -> str:
-    return f"{held.server_id} is held by plan {held.plan_id} ({held.plan_name})"
-
-
 async def _publish(
-    engine: AsyncEngine, plan: PreparingPlan, prepared: Prepared, project: Project, lease: str, fence: int
+    engine: AsyncEngine, plan: PreparingPlan, prepared: Prepared, settings: CloudSettings, lease: str, fence: int
 ) -> None:
-    """One commit: verdicts, waves, and the plan ready, running or rejected."""
+    """One commit: verdicts, waves, and the plan ready, rejected or as far begun as it can be."""
     async with engine.begin() as conn:
         await leases.guard(conn, lease, fence)
         locked = (await lock_plans(conn, [plan.id])).get(plan.id)
@@ -136,19 +130,15 @@ async def _publish(
                         data={"digest": prepared.digest})  # fmt: skip
         if not plan.hold and await restored(conn, prepared.project):
             move = replace(move, reason=RESTORED)
-        elif not plan.hold:
-            saved = await conn.begin_nested()
-            held = await take_holds(conn, project.deployment, plan.id)
-            if held:
-                await saved.rollback()
-                faults = [{"path": "targets", "code": "held", "message": _held_by(h)} for h in held]
-                reason = Reason(code="servers_held", message=f"Other plans hold {len(held)} of these servers.")
-                move = replace(move, status=PlanStatus.REJECTED, reason=reason, faults=faults)
-            else:
-                await saved.commit()
-                await enter_wave(conn, plan.id, 0)
-                move = replace(move, status=PlanStatus.RUNNING)
-        await move_plan(conn, move)
+        if plan.hold or move.reason:
+            await move_plan(conn, move)
+            status = move.status
+        else:
+            begun = await begin(conn, plan.id, actor="prepare", data={"digest": prepared.digest},
+                                approval_seconds=settings.approval.expires)  # fmt: skip
+            status = PlanStatus.REJECTED if begun.held else begun.status
+            if begun.held:
+                await reject_held(conn, plan.id, PlanStatus.PREPARING, begun.held, actor="prepare")
     failpoint("prepare.after_publish")
-    log.info("plan_prepared", plan=str(plan.id), status=move.status.value, jobs=len(prepared.jobs),
+    log.info("plan_prepared", plan=str(plan.id), status=status.value, jobs=len(prepared.jobs),
              waves=len(prepared.waves))  # fmt: skip

@@ -88,11 +88,13 @@ async def _prepared(
         digest="sha256:" + hashlib.sha256(json.dumps(seen).encode()).hexdigest(),
         jobs=jobs,
         waves=[PreparedWave(index=w.index, name=w.name, size=w.size, max_errors=w.max_errors,
-                            on_unresolved=w.on_unresolved) for w in waves],
+                            on_unresolved=w.on_unresolved, bake_seconds=w.bake_seconds,
+                            approval=w.approval) for w in waves],
         max_in_flight=places(spec.rollout.max_in_flight, len(rebuilds), config.settings.max_in_flight),
         rate=spec.rollout.rate if spec.rollout.rate and spec.rollout.rate < config.settings.write_rate else None,
         max_errors=allowed_errors(spec.failure.max_errors, len(rebuilds)),
         expires_at=plan.now + timedelta(seconds=spec.hold_expires) if plan.hold else None,
+        start_at=spec.schedule.start_at if spec.schedule else None, approve_first=config.settings.approval.start,
     )  # fmt: skip
 
 

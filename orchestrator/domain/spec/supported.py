@@ -29,15 +29,11 @@ NOT_SUPPORTED_YET = (
     NotYet(path=("targets", "servers", EACH, "rebuild", "user_data"), purpose="user data of a single server"),
     NotYet(path=("targets", "servers", EACH, "rebuild", "key_name"), purpose="a key for a single server"),
     NotYet(path=("rebuild", "user_data", "ref"), purpose="user data by reference"),
-    NotYet(path=("rollout", "waves", EACH, "bake"), purpose="bake time", taken=("0s", "0m", "0h", "0d")),
-    NotYet(path=("rollout", "waves", EACH, "approval"), purpose="approval between waves", taken=(False,)),
     NotYet(path=("rollout", "max_unavailable"), purpose="disruption budgets"),
     NotYet(path=("failure", "drift_limit"), purpose="the limit for drift", taken=(0,)),
     NotYet(path=("hooks",), purpose="calling hooks"),
     NotYet(path=("verify",), purpose="probing rebuilt servers", taken=([],)),
-    NotYet(path=("on_conflict",), purpose="queueing or skipping servers of other plans", taken=("reject",)),
     NotYet(path=("priority",), purpose="priorities", taken=(0,)),
-    NotYet(path=("schedule",), purpose="scheduling"),
     NotYet(path=("notify",), purpose="notifications", taken=([],)),
 )
 
