@@ -67,7 +67,7 @@ class Approval(BaseModel):
 
     start: Annotated[bool, Field(strict=True)] = False
     """Whether a plan needs one before it starts; between waves the plan itself says so."""
-    by_other: Annotated[bool, Field(strict=True)] = True
+    by_other: Annotated[bool, Field(strict=True)] = False
     """Whether even an admin's own plan must be approved by somebody else; an approver's must anyway."""
     expires: Duration = 86400.0
     """Seconds after which an approval that nobody gave is no longer possible."""
