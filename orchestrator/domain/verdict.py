@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator.domain.decide import Reason
 from orchestrator.domain.seen import SeenServer
@@ -53,6 +54,23 @@ def refusal(server: SeenServer | None, limits: Limits, *, reimage_boot_volume: b
         )
         return Reason(code="volume_booted", message=message)
     return None
+
+
+def too_small(
+    flavor: Mapping[str, Any], *, min_disk: int, min_ram: int, volume_booted: bool
+) -> Reason | None:  # fmt: skip
+    """Why a server's flavor can't take an image that wants `min_disk` GiB and `min_ram` MiB; None: it can, or its sizes
+    aren't shown (before microversion 2.47). Nova takes a disk of 0 for any size, and minds none of a volume's."""
+    disk, ram = flavor.get("disk"), flavor.get("ram")
+    short = []
+    if isinstance(disk, int) and 0 < disk < min_disk and not volume_booted:
+        short.append(f"has a disk of {disk} GiB, the image needs {min_disk}")
+    if isinstance(ram, int) and ram < min_ram:
+        short.append(f"has {ram} MiB of memory, the image needs {min_ram}")
+    if not short:
+        return None
+    name = flavor.get("original_name") or "its flavor"
+    return Reason(code="flavor_too_small", message=f"The server's flavor ({name}) " + ", and ".join(short) + ".")
 
 
 def busy(server: SeenServer) -> Reason | None:

@@ -64,14 +64,16 @@ async def take_holds(
     return tuple(HeldElsewhere(server_id=r.server_id, plan_id=r.plan_id, plan_name=r.name, ord=r.ord) for r in held)
 
 
-async def who_holds(conn: AsyncConnection, deployment: str, server_ids: Sequence[str]) -> tuple[HeldElsewhere, ...]:
-    """Which of these servers a started plan holds: a look, nothing is taken."""
+async def who_holds(
+    conn: AsyncConnection, deployment: str, server_ids: Sequence[str], *, limit: int | None = CONFLICTS_SHOWN
+) -> tuple[HeldElsewhere, ...]:
+    """Which of these servers a started plan holds: a look, nothing is taken. `limit` None: all of them."""
     rows = await conn.execute(
         sql("""
         SELECT h.server_id, h.plan_id, p.name FROM holds h JOIN plans p ON p.id = h.plan_id
         WHERE h.deployment = :deployment AND h.server_id = ANY(CAST(:ids AS text[]))
         ORDER BY h.server_id LIMIT :shown"""),
-        {"deployment": deployment, "ids": list(server_ids), "shown": CONFLICTS_SHOWN},
+        {"deployment": deployment, "ids": list(server_ids), "shown": limit},
     )
     return tuple(HeldElsewhere(server_id=r.server_id, plan_id=r.plan_id, plan_name=r.name) for r in rows)
 

@@ -30,6 +30,8 @@ class PreparingPlan:
     tries: int
     created_at: datetime
     now: datetime
+    rollback_of: UUID | None = None
+    """The plan whose servers it takes back: those without an image to go back to are refused, one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,9 @@ class PreparedJob:
     target_image: str | None = None
     zone: str | None = None
     host: str | None = None
+    seen_status: str | None = None
+    seen_metadata: str | None = None
+    """A digest (domain/drift.py)."""
 
     @property
     def state(self) -> JobState:
@@ -99,6 +104,9 @@ class Prepared:
     start_at: datetime | None = None
     approve_first: bool = False
     """Whether the cloud wants an approval before the plan starts."""
+    check_drift: bool = False
+    """The plan begins later: what changes until then is to be looked for."""
+    drift_limit: int | None = None
 
 
 async def plans_to_prepare(conn: AsyncConnection, limit: int = 20) -> list[UUID]:
@@ -122,7 +130,8 @@ async def plan_to_prepare(conn: AsyncConnection, plan_id: UUID) -> PreparingPlan
     row = (
         await conn.execute(
             text("""
-            SELECT id, cloud, status, spec, user_data, hold, prepare_tries, created_at, now() AS now FROM plans
+            SELECT id, cloud, status, spec, user_data, hold, prepare_tries, created_at, rollback_of,
+              now() AS now FROM plans
             WHERE id = :id AND status = 'preparing'"""),
             {"id": plan_id},
         )
@@ -132,6 +141,7 @@ async def plan_to_prepare(conn: AsyncConnection, plan_id: UUID) -> PreparingPlan
     return PreparingPlan(
         id=row.id, cloud=row.cloud, status=PlanStatus(row.status), spec=row.spec, user_data=row.user_data,
         hold=row.hold, tries=row.prepare_tries, created_at=row.created_at, now=row.now,
+        rollback_of=row.rollback_of,
     )  # fmt: skip
 
 
@@ -223,7 +233,8 @@ async def publish(conn: AsyncConnection, plan_id: UUID, prepared: Prepared) -> N
         UPDATE plans SET project = :project, image_id = :image_id, image_name = :image_name, digest = :digest,
           total = :total, max_in_flight = :max_in_flight, rate = :rate, max_errors = :max_errors,
           expires_at = :expires_at, start_at = :start_at, approve_first = :approve_first,
-          prepared_at = now(), prepare_at = NULL, reason_code = NULL, reason_message = NULL
+          check_drift = :check_drift, drift_limit = :drift_limit, prepared_at = now(), prepare_at = NULL,
+          reason_code = NULL, reason_message = NULL
         WHERE id = :id"""),
         {
             "id": plan_id, "project": prepared.project, "image_id": prepared.image_id,
@@ -231,6 +242,7 @@ async def publish(conn: AsyncConnection, plan_id: UUID, prepared: Prepared) -> N
             "max_in_flight": prepared.max_in_flight, "rate": prepared.rate, "max_errors": prepared.max_errors,
             "expires_at": prepared.expires_at, "start_at": prepared.start_at,
             "approve_first": prepared.approve_first,
+            "check_drift": prepared.check_drift, "drift_limit": prepared.drift_limit,
         },
     )  # fmt: skip
     await _announce(conn, plan_id)
@@ -238,19 +250,20 @@ async def publish(conn: AsyncConnection, plan_id: UUID, prepared: Prepared) -> N
 
 async def _write_jobs(conn: AsyncConnection, plan_id: UUID, jobs: Sequence[PreparedJob]) -> None:
     columns = ("plan_id", "ord", "server_id", "find", "overrides", "name", "state", "verdict", "reason_code",
-               "reason_message", "wave", "previous_image", "target_image", "zone", "host")  # fmt: skip
+               "reason_message", "wave", "previous_image", "target_image", "zone", "host",
+               "seen_status", "seen_metadata")  # fmt: skip
     await conn.execute(
         text("""
         CREATE TEMPORARY TABLE prepared (plan_id uuid, ord int, server_id text, find text, overrides text, name text,
           state text, verdict text, reason_code text, reason_message text, wave smallint, previous_image text,
-          target_image text, zone text, host text) ON COMMIT DROP""")
+          target_image text, zone text, host text, seen_status text, seen_metadata text) ON COMMIT DROP""")
     )
     await copy_in(
         conn, "prepared", columns,
         [
             (plan_id, j.ord, j.server_id, j.find, to_json(j.overrides), j.name, j.state.value, j.verdict.value,
              j.reason.code if j.reason else None, j.reason.message if j.reason else None, j.wave, j.previous_image,
-             j.target_image, j.zone, j.host)
+             j.target_image, j.zone, j.host, j.seen_status, j.seen_metadata)
             for j in jobs
         ],
     )  # fmt: skip

@@ -38,8 +38,8 @@ from orchestrator.service.views import PlanView
 
 STARTED = (PlanStatus.RUNNING, PlanStatus.SCHEDULED, PlanStatus.AWAITING_APPROVAL)
 """Where `start` leaves a plan, as far as it can go."""
-AT_GATES = ("approval_rejected", "approval_expired")
-"""Why a plan was halted between two waves without a failure."""
+WITHOUT_FAILURE = ("approval_rejected", "approval_expired", "drift")
+"""Why a plan was halted though nothing had failed: there is nothing to acknowledge, and its thresholds stay."""
 RETRY_BATCH = 1000
 """Jobs that move in one statement."""
 
@@ -95,7 +95,7 @@ async def resume(deps: Deps, principal: Principal, plan_id: UUID, *, reason: str
                 status = before if before in moves else status
                 if status is PlanStatus.AWAITING_APPROVAL:
                     status = await _ask_again(deps, conn, plan)
-            elif plan.reason_code not in AT_GATES:
+            elif plan.reason_code not in WITHOUT_FAILURE:
                 await _acknowledge(conn, plan)
             await move(conn, principal, plan, status, code="resumed", reason=reason)
     await deps.hints.drive()

@@ -290,7 +290,6 @@ def test_a_waves_own_servers_are_the_plans() -> None:
         ("targets.servers", [{"id": B, "rebuild": {"key_name": "k"}}], "targets.servers[0].rebuild.key_name"),
         ("rebuild.user_data", {"ref": "env:UD"}, "rebuild.user_data.ref"),
         ("rollout.max_unavailable", {"per": "availability_zone", "limit": "20%"}, "rollout.max_unavailable"),
-        ("failure.drift_limit", "5%", "failure.drift_limit"),
         ("hooks", {"before": {"url": "https://hooks.example/drain", "secret": "env:K"}}, "hooks"),
         ("verify", [{"http": {"port": 80, "path": "/health"}}], "verify"),
         ("priority", 5, "priority"),

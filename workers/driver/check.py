@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator.domain.causes import Cause
 from orchestrator.domain.decide import Happened, Reason
+from orchestrator.domain.drift import Prepared, drift, drifted
 from orchestrator.domain.evidence import MARKER, marked, marker_of
 from orchestrator.domain.lifecycle import JobEvent
 from orchestrator.domain.request import Call, RequestInvalid, body_sha256, build_call, matches_request
@@ -135,6 +136,9 @@ async def _passes(desk: Desk, job: ClaimedJob) -> bool:
         not_shown = Reason(code="not_shown", message="The cloud says 404 to the server; it is asked again.")
         await _let_go(desk, job, Happened(event=JobEvent.POSTPONE, retry_after=3.0, reason=not_shown))
         return False
+    if changed := _drift(job, view):
+        await _let_go(desk, job, Happened(event=JobEvent.REFUSE, reason=drifted(changed)))
+        return False
     if reason := refusal(view.server, plan.limits, reimage_boot_volume=plan.spec.rebuild.reimage_boot_volume):
         await _let_go(desk, job, Happened(event=JobEvent.REFUSE, reason=reason))
         return False
@@ -145,6 +149,15 @@ async def _passes(desk: Desk, job: ClaimedJob) -> bool:
         await _let_go(desk, job, Happened(event=event, cause=Cause.BUSY, reason=reason))
         return False
     return True
+
+
+def _drift(job: ClaimedJob, view: View) -> str | None:
+    """What changed of a server since its plan was prepared, where that was earlier than started; a person's retry
+    takes it as it is."""
+    if job.seen_status is None or job.seen_metadata is None or job.attempt or job.retries or view.server is None:
+        return None
+    before = Prepared(image=job.previous_image, name=job.name, status=job.seen_status, metadata=job.seen_metadata)
+    return drift(before, view.server)
 
 
 async def _already_there(desk: Desk, jobs: Sequence[ClaimedJob]) -> set[str]:

@@ -8,14 +8,16 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.decide import Decision
-from orchestrator.domain.gate import Start, gate, outcome
+from orchestrator.domain.gate import Start, Wait, gate, outcome
 from orchestrator.domain.states import FINAL_PLAN_STATUSES, IN_FLIGHT_JOB_STATES, JobState, PlanStatus
 from orchestrator.failpoints import failpoint
 from orchestrator.ledger import drive
+from orchestrator.ledger.drift import drift_checked
 from orchestrator.ledger.drive import ClaimedJob, DrivenPlan
 from orchestrator.ledger.leases import guard
 from orchestrator.ledger.transitions import JobChange, lock_plans, move_jobs, move_plan
 from orchestrator.log import get_logger
+from workers.driver import drift
 from workers.driver.desk import Desk
 from workers.driver.gates import carry_out, finish_reason, move_of, with_limits
 
@@ -108,16 +110,20 @@ async def claim(desk: Desk, room: int) -> int:
         await lock_plans(conn, desk.plans)
         rows = await drive.plans_of(conn, own.project)  # read under the locks: waves and limits may have moved
         await _settle_ended(conn, rows)
-        plans = [p for p in rows.values() if p.id in desk.plans and p.status in GATED]
-        figures = with_limits(desk, await drive.figures(conn, plans))
+        now = desk.lease.now()
+        plans = [p for p in rows.values() if p.id in desk.plans and p.status in GATED and drift.known(desk, p, now)]
+        figures = drift.with_drift(desk, plans, with_limits(desk, await drive.figures(conn, plans)))
         shares: list[tuple[DrivenPlan, Start]] = []
         for plan in plans:
             if plan.status is PlanStatus.CANCELLING:
                 again |= await _sweep(conn, desk, plan)
                 figures |= with_limits(desk, await drive.figures(conn, [plan]))
-            answer = gate(figures[plan.id], desk.lease.now())
+            answer = gate(figures[plan.id], now)
             again |= await carry_out(conn, plan, figures[plan.id], answer, waits=desk.waits,
-                                     approval_seconds=desk.plans[plan.id].settings.approval.expires)  # fmt: skip
+                                     approval_seconds=desk.plans[plan.id].settings.approval.expires,
+                                     drifted=drift.listed(desk, plan))  # fmt: skip
+            if plan.check_drift and plan.status is PlanStatus.RUNNING and not isinstance(answer, Wait):
+                await drift_checked(conn, plan.id)
             if isinstance(answer, Start) and plan.status is PlanStatus.RUNNING and answer.places:
                 shares.append((plan, answer))
         taken = sum(f.in_flight for f in figures.values())

@@ -108,6 +108,16 @@ class OpenCall:
     trace: object = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Drifted:
+    """What a plan's servers changed between preparing and the look before its first send."""
+
+    looked_at: float
+    """`time.monotonic()`, before the read."""
+    changed: Sequence[tuple[str, str]]
+    """Server id, and what changed, in words."""
+
+
 @dataclass
 class Waits:
     """What time itself will change for the gate."""
@@ -161,6 +171,8 @@ class Desk:
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     """Something may be claimed."""
     waits: Waits = field(default_factory=Waits)
+    drifts: dict[UUID, Drifted] = field(default_factory=dict)
+    """By plan, where it was looked for."""
     filled: asyncio.Event = field(default_factory=asyncio.Event)
     """Something is to be checked or sent."""
     stopping: bool = False

@@ -55,7 +55,7 @@ def _with_limits(desk: Desk, plan: LivePlan, figures: PlanFigures) -> PlanFigure
 
 async def carry_out(
     conn: AsyncConnection, plan: DrivenPlan, figures: PlanFigures, answer: GateAnswer, *, waits: Waits,
-    approval_seconds: float,
+    approval_seconds: float, drifted: dict[str, Any] | None = None,
 ) -> bool:  # fmt: skip
     """Does what the gate says; True: ask it again. The plan's row is locked."""
     match answer:
@@ -92,7 +92,8 @@ async def carry_out(
                 await waves.enter_wave(conn, plan.id, later)
             return True
         case Halt(reason=reason):
-            await move_plan(conn, move_of(plan, PlanStatus.HALTED, reason=reason, stop_sending=True))
+            await move_plan(conn, move_of(plan, PlanStatus.HALTED, reason=reason, stop_sending=True,
+                                          data=drifted if reason.code == "drift" else None))  # fmt: skip
             log.warning("plan_halted", plan=str(plan.id), reason=reason.code, message=reason.message)
             return False
         case Finish(status=status):

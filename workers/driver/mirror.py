@@ -42,6 +42,8 @@ class Mirror:
 
     cloud: Cloud
     wanted: set[str] = field(default_factory=set)
+    whole: bool = False
+    """Keep all that the cloud shows of a server; a driver's 100,000 are slimmed."""
     _views: dict[str, View] = field(default_factory=dict)
     _missing: dict[str, tuple[float, int]] = field(default_factory=dict)
     """Servers that answer 404 to a read by their id: since when, and how often in a row."""
@@ -82,7 +84,7 @@ class Mirror:
         """Reads one server by its id: the only read that proves one gone."""
         began = time.monotonic()
         server, date = await self.cloud.get_server(server_id)
-        view = View(server=_slim(server) if server else None, seen_at=began, date=date)
+        view = View(server=self._kept(server) if server else None, seen_at=began, date=date)
         if server is None:
             since, times = self._missing.get(server_id, (began, 0))
             self._missing[server_id] = (since, times + 1)
@@ -138,12 +140,15 @@ class Mirror:
             first = first or page.date
             for server in page.servers:
                 if server.id in self.wanted:
-                    slim = _slim(server)
+                    slim = self._kept(server)
                     self._views[server.id] = View(server=slim, seen_at=began, date=page.date)
                     self._missing.pop(server.id, None)
                     found.append(slim)
         self._since = first or self._since
         return began, found
+
+    def _kept(self, server: Server) -> Server:
+        return server if self.whole else _slim(server)
 
 
 def _slim(server: Server) -> Server:

@@ -30,6 +30,7 @@ from workers.cloud import limits_of, signed_in
 from workers.driver.check import check_batch
 from workers.driver.claim import claim_forever
 from workers.driver.desk import Desk, LivePlan, Watched
+from workers.driver.drift import drift_forever
 from workers.driver.lease import LeaseKeeper
 from workers.driver.mirror import Mirror
 from workers.driver.reconcile import begin, reconcile
@@ -133,6 +134,7 @@ async def _run(desk: Desk, stop: asyncio.Event, change: Changed | None) -> None:
             loops.create_task(_persist(desk, lambda: _publish_forever(desk))),
             loops.create_task(_persist(desk, lambda: claim_forever(desk, _reload))),
             loops.create_task(_persist(desk, lambda: _check_forever(desk))),
+            loops.create_task(_persist(desk, lambda: drift_forever(desk))),
             loops.create_task(_persist(desk, lambda: _say_trouble_forever(desk))),
             loops.create_task(_persist(desk, lambda: watch_forever(desk, calls))),
             loops.create_task(_persist(desk, lambda: resolve_forever(desk, calls))),

@@ -34,8 +34,11 @@ class Found:
     server: Server | None
 
 
-async def images_of(cloud: OpenStackCloud, spec: PlanSpec, targets: Sequence[Target]) -> Mapping[str, Image]:
-    """Every image that the plan speaks of, by its reference. Raises `Rejected` for none, several or inactive ones."""
+async def images_of(
+    cloud: OpenStackCloud, spec: PlanSpec, targets: Sequence[Target], *, leave_out: bool = False
+) -> Mapping[str, Image]:
+    """Every image that the plan speaks of, by its reference. Raises `Rejected` for none, several or inactive ones;
+    with `leave_out` those are missing from the answer instead."""
     references = {spec.image or "": "image"}
     for i, t in enumerate(targets):
         if t.overrides and t.overrides.get("image"):
@@ -51,7 +54,7 @@ async def images_of(cloud: OpenStackCloud, spec: PlanSpec, targets: Sequence[Tar
             faults.append(Fault(path=path, code="image_not_active", message=message))
         else:
             found[reference] = candidates[0]
-    if faults:
+    if faults and not leave_out:
         raise Rejected(faults)
     return found
 
@@ -141,7 +144,7 @@ def _duplicates(found: Iterable[Found]) -> list[Fault]:
 async def _asked_by_id(cloud: OpenStackCloud, found: Sequence[Found]) -> list[Found]:
     """A server missing from a list is not gone (a cell may be down): each is asked for by its id, patiently."""
     missing = [f.server_id for f in found if f.server is None][:ASKED_BY_ID]
-    answers = await Mirror(cloud).read_patiently(missing)
+    answers = await Mirror(cloud, whole=True).read_patiently(missing)
     return [replace(f, server=answers.get(f.server_id)) if f.server is None else f for f in found]
 
 

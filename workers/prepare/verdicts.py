@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,14 +11,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator.clouds.config import CloudConfig
 from orchestrator.clouds.openstack import OpenStackCloud
-from orchestrator.clouds.protocol import Image, Project
+from orchestrator.clouds.protocol import Image, Project, Server
 from orchestrator.domain.decide import Reason
+from orchestrator.domain.drift import metadata_digest
 from orchestrator.domain.request import matches_request
 from orchestrator.domain.spec import Overrides, PlanSpec
 from orchestrator.domain.states import JobState, Verdict
-from orchestrator.domain.verdict import ALREADY_THERE, refusal
+from orchestrator.domain.verdict import ALREADY_THERE, busy, refusal, too_small
 from orchestrator.domain.waves import allowed_errors, assign, places
 from orchestrator.ledger import prepare
+from orchestrator.ledger.holds import who_holds
 from orchestrator.ledger.prepare import Prepared, PreparedJob, PreparedWave, PreparingPlan, Target
 from workers.cloud import limits_of
 from workers.prepare.lookup import Found, check_count, images_of, servers_of
@@ -35,20 +37,31 @@ async def resolve(
     plan: PreparingPlan, targets: Sequence[Target],
 ) -> Prepared:  # fmt: skip
     """The plan as it is to be published. Raises `Rejected` with the faults found, and `CloudError`."""
-    images = await images_of(cloud, spec, targets)
+    rollback = plan.rollback_of is not None
+    images = await images_of(cloud, spec, targets, leave_out=rollback)
     found = await servers_of(cloud, spec, targets)
     check_count(spec, found)
     limits = limits_of(config.settings, project.project_id)
-    image = images[spec.image or ""]
+    image = images.get(spec.image or "") or Image(id=spec.image or "", name=spec.image or "", status="deleted")
+    held = await _held(engine, project.deployment, spec, plan, found)
+    later = _begins_later(spec, plan, config)
     jobs: list[PreparedJob] = []
     alike: list[int] = []
     for f in found:
         overrides = Overrides.model_validate(f.target.overrides) if f.target.overrides else None
-        target_image = images[overrides.image] if overrides and overrides.image else image
-        reason = refusal(f.server, limits, reimage_boot_volume=spec.rebuild.reimage_boot_volume)
-        if f.server and reason is None and f.server.volume_booted and not cloud.supports_reimage:
-            reason = NO_REIMAGE
-        jobs.append(_job(f, target_image.id, reason))
+        wanted = (overrides.image if overrides else None) or (None if rollback else spec.image)
+        target_image = images.get(wanted) if wanted else None
+        reason = _no_way_back(wanted, target_image) or refusal(
+            f.server, limits, reimage_boot_volume=spec.rebuild.reimage_boot_volume
+        )
+        target_image = target_image or image
+        if f.server and reason is None:
+            reason = _unfit(f.server, target_image, plan, reimage=cloud.supports_reimage)
+        job = _job(f, target_image.id, reason, seen=later)
+        if reason is None and (holder := held.get(f.server_id)):
+            verdict = Verdict.SKIP if spec.on_conflict == "skip" else Verdict.REFUSE
+            job, reason = replace(job, verdict=verdict, reason=holder), holder
+        jobs.append(job)
         if f.server and reason is None and spec.skip_matching and matches_request(
             spec.rebuild, overrides, f.server, target_image.id
         ):  # fmt: skip
@@ -58,13 +71,54 @@ async def resolve(
     return await _prepared(engine, config, spec, plan, project, image, jobs)
 
 
-def _job(f: Found, target_image: str, reason: Reason | None) -> PreparedJob:
+def _no_way_back(wanted: str | None, image: Image | None) -> Reason | None:
+    """Why a server can't be rolled back; in any other plan its image is there."""
+    if wanted is None:
+        message = "The image that it had before is not known, as of a server that boots from a volume."
+        return Reason(code="no_previous_image", message=message)
+    if image is None:
+        message = f"The image {wanted} that it had before is no longer there, or can't be used."
+        return Reason(code="image_gone", message=message)
+    return None
+
+
+def _unfit(server: Server, image: Image, plan: PreparingPlan, *, reimage: bool) -> Reason | None:
+    """What speaks against a server besides itself. A held plan's is refused while it is busy: a saved preview says what
+    will happen; a plan that starts at once waits for it."""
+    if server.volume_booted and not reimage:
+        return NO_REIMAGE
+    small = too_small(server.flavor, min_disk=image.min_disk, min_ram=image.min_ram,
+                      volume_booted=server.volume_booted)  # fmt: skip
+    return small or (busy(server) if plan.hold else None)
+
+
+async def _held(
+    engine: AsyncEngine, deployment: str, spec: PlanSpec, plan: PreparingPlan, found: Sequence[Found]
+) -> Mapping[str, Reason]:
+    """Who holds servers of a plan that is only previewed; one that starts takes its holds, and one that queues waits
+    for them."""
+    if not plan.hold or spec.on_conflict == "queue":
+        return {}
+    async with engine.connect() as conn:
+        holders = await who_holds(conn, deployment, [f.server_id for f in found], limit=None)
+    return {h.server_id: Reason(code="held", message=h.says) for h in holders}
+
+
+def _begins_later(spec: PlanSpec, plan: PreparingPlan, config: CloudConfig) -> bool:
+    """Whether time may pass between this look and the first send."""
+    queues = spec.on_conflict == "queue"
+    return plan.hold or spec.schedule is not None or queues or config.settings.approval.start
+
+
+def _job(f: Found, target_image: str, reason: Reason | None, *, seen: bool) -> PreparedJob:
     server = f.server
     return PreparedJob(
         ord=f.target.ord, server_id=f.server_id, find=f.target.find, overrides=f.target.overrides,
         name=server.name if server else None, verdict=Verdict.REFUSE if reason else Verdict.REBUILD, reason=reason,
         previous_image=server.image if server else None, target_image=target_image,
         zone=server.zone if server else None, host=(server.host or server.host_id) if server else None,
+        seen_status=server.status if server and seen else None,
+        seen_metadata=metadata_digest(server.metadata) if server and seen else None,
     )  # fmt: skip
 
 
@@ -95,6 +149,8 @@ async def _prepared(
         max_errors=allowed_errors(spec.failure.max_errors, len(rebuilds)),
         expires_at=plan.now + timedelta(seconds=spec.hold_expires) if plan.hold else None,
         start_at=spec.schedule.start_at if spec.schedule else None, approve_first=config.settings.approval.start,
+        check_drift=_begins_later(spec, plan, config),
+        drift_limit=allowed_errors(spec.failure.drift_limit, len(rebuilds)),
     )  # fmt: skip
 
 
