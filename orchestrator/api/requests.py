@@ -107,6 +107,15 @@ class RetryBody(ActionBody):
     """Only these, by their ids; without it all that failed."""
 
 
+class RollbackBody(ActionBody):
+    """What goes with rollback."""
+
+    servers: Annotated[list[Line], Field(min_length=1)] | None = None
+    """Only these, by their ids; without it all that the plan changed."""
+    hold: Annotated[bool, Field(strict=True)] = False
+    """A preview: `start` then runs it."""
+
+
 class ResolveBody(Input):
     """What a person says of a call whose effect is unknown."""
 

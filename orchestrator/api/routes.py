@@ -17,6 +17,7 @@ from orchestrator.api.requests import (
     PlansQuery,
     ResolveBody,
     RetryBody,
+    RollbackBody,
     StartBody,
     TokenBody,
 )
@@ -35,7 +36,7 @@ from orchestrator.service.views import (
 )
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-LATER_ACTIONS = ("rollback", "clone")
+AGAIN = {"Idempotency-Key": "A repeated request under the same key returns the same plan."}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +59,12 @@ class Route:
     """Needs no token."""
 
 
-def _plan_action(name: str, handler: Handler, summary: str, body: type[ActionBody] = ActionBody) -> Route:
+def _plan_action(
+    name: str, handler: Handler, summary: str, body: type[ActionBody] = ActionBody, *, headers: Mapping[str, str] = {}
+) -> Route:
     return Route(
         method="POST", path=f"/v1/plans/{{id}}/{name}", name=f"{name}_plan", handler=handler, summary=summary,
-        body=body, answers={200: PlanView}, problems=(404, 409, 422),
+        body=body, answers={200: PlanView}, problems=(404, 409, 422), headers=headers,
     )  # fmt: skip
 
 
@@ -102,7 +105,11 @@ ROUTES: tuple[Route, ...] = (
     _plan_action("approve", gates.approve, "Let a plan of somebody else's pass the gate that it waits at."),
     _plan_action("reject", gates.reject, "Stop a plan at the gate that it waits at."),
     _plan_action("promote", gates.promote, "End the bake of the current wave now."),
-    *(_later("POST", f"/v1/plans/{{id}}/{a}", f"{a}_plan", {200: PlanView}) for a in LATER_ACTIONS),
+    _plan_action(
+        "rollback", plans.rollback, "A new plan that takes the servers that this one changed, or some of them, back to "
+        "the images that they had. What was on their disks is gone.", RollbackBody, headers=AGAIN,
+    ),
+    _plan_action("clone", plans.clone, "A new plan of the same content, held: what it would do now.", headers=AGAIN),
     Route(
         method="GET", path="/v1/plans/{id}/jobs", name="list_jobs", handler=plans.list_jobs,
         summary="A plan's jobs.", query=JobsQuery, answers={200: Page[JobView]}, problems=(404, 422),

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -37,6 +38,16 @@ class PlanId(click.ParamType[str]):
             return str(uuid.UUID(text))
         except ValueError:
             self.fail(f"{value!r} is no plan's id; `rebuildctl status` lists them", param, ctx)
+
+
+def plan_id_of(text: str) -> str | None:
+    """The id, where a text is a plan's id or address and no file is named so."""
+    if Path(text).exists():
+        return None
+    try:
+        return str(uuid.UUID(text.rstrip("/").rpartition("/")[2]))
+    except ValueError:
+        return None
 
 
 plan_id = click.argument("plan_id", metavar="ID", type=PlanId())

@@ -212,8 +212,6 @@ _ACTIONS = (
     _action("reject", "Stop a plan at the gate that it waits at."),
     _action("promote", "Start the next wave without waiting for the bake time's end."),
     _action("retry", "Try failed servers again: each is wiped once more.", waits=True),
-    _action("rollback", "Rebuild the plan's servers to the images that they had before.", waits=True),
-    _action("clone", "Make a new, held plan of the same content."),
 )
 
 

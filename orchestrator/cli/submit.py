@@ -41,25 +41,36 @@ SHOWN_REFUSALS = 20
 def preview(app: App, file: str, timeout: float | None) -> None:
     """Prepare a plan without starting it, and show what it would do.
 
-    The preview is saved: `rebuildctl start ID` runs exactly it. Exit code 8 says that some servers are refused.
+    FILE may be the id of a plan: that is copied, and shows what it would do now. The preview is saved: `rebuildctl
+    start ID` runs exactly it. Exit code 8 says that some servers are refused.
     """
     options.run(_preview(app, file, timeout))
 
 
 async def _preview(app: App, file: str, timeout: float | None) -> int:
-    document = {**load_plan_file(file), "hold": True}
+    source = options.plan_id_of(file)
+    document = {} if source else {**load_plan_file(file), "hold": True}
     async with app.client() as client:
-        plan = await _submit(app, client, document, file, None)
-        waited = await _watch(app, client, plan, until=prepared, timeout=timeout)
-        plan = waited.plan
-        write_plan(app, plan)
-        if plan.status != PlanStatus.READY:
-            say_end(app, waited)
-            return waited.exit
-        refused = plan.count(JobState.REFUSED)
-        await _say_preview(app, client, plan)
-        app.say(f"Start exactly this: rebuildctl start {plan.id}" + (f" --digest {plan.digest}" if plan.digest else ""))
-        return Exit.REFUSALS if refused else Exit.OK
+        if source:
+            plan = await client.clone(source, reason="previewed")
+            say_plan(app, plan)
+        else:
+            plan = await _submit(app, client, document, file, None)
+        return await show_preview(app, client, plan, timeout)
+
+
+async def show_preview(app: App, client: RebuildClient, plan: Plan, timeout: float | None) -> int:
+    """Waits until a held plan is prepared, and shows it."""
+    waited = await _watch(app, client, plan, until=prepared, timeout=timeout)
+    plan = waited.plan
+    write_plan(app, plan)
+    if plan.status != PlanStatus.READY:
+        say_end(app, waited)
+        return waited.exit
+    refused = plan.count(JobState.REFUSED)
+    await _say_preview(app, client, plan)
+    app.say(f"Start exactly this: rebuildctl start {plan.id}" + (f" --digest {plan.digest}" if plan.digest else ""))
+    return Exit.REFUSALS if refused else Exit.OK
 
 
 async def _say_preview(app: App, client: RebuildClient, plan: Plan) -> None:
@@ -102,7 +113,13 @@ def submit(app: App, file: str, idempotency_key: str | None, *, yes: bool, wait:
         until = prepared if held else ended
         options.run(_submit_now(app, document, file, idempotency_key, wait=wait, until=until, timeout=timeout))
         return
-    plan = asyncio.run(_submit_held(app, document, file, idempotency_key, timeout))
+    ask_and_start(
+        app, asyncio.run(_submit_held(app, document, file, idempotency_key, timeout)), wait=wait, timeout=timeout
+    )
+
+
+def ask_and_start(app: App, plan: Plan | Exit, *, wait: bool, timeout: float | None) -> None:
+    """Asks whether a plan that was shown is to be started; leaves with the exit code."""
     if isinstance(plan, Exit):
         click.get_current_context().exit(int(plan))
     if plan.status != PlanStatus.READY:  # an earlier submit with this key was started
@@ -135,14 +152,19 @@ async def _submit_held(
     """The plan, prepared and shown, for the question; or how it ended before there was anything to ask."""
     async with app.client() as client:
         plan = await _submit(app, client, {**document, "hold": True}, file, key)
-        waited = await _watch(app, client, plan, until=prepared, timeout=timeout)
-        if ended(waited.plan) or not waited.reached:
-            write_plan(app, waited.plan)
-            say_end(app, waited)
-            return waited.exit
-        if waited.plan.status == PlanStatus.READY:
-            await _say_preview(app, client, waited.plan)
-        return waited.plan
+        return await shown_held(app, client, plan, timeout)
+
+
+async def shown_held(app: App, client: RebuildClient, plan: Plan, timeout: float | None) -> Plan | Exit:
+    """A held plan, prepared and shown, for the question; or how it ended before there was anything to ask."""
+    waited = await _watch(app, client, plan, until=prepared, timeout=timeout)
+    if ended(waited.plan) or not waited.reached:
+        write_plan(app, waited.plan)
+        say_end(app, waited)
+        return waited.exit
+    if waited.plan.status == PlanStatus.READY:
+        await _say_preview(app, client, waited.plan)
+    return waited.plan
 
 
 async def _decline(app: App, plan_id: str) -> int:

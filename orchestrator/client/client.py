@@ -93,7 +93,7 @@ class RebuildClient:
         digest: str | None = None,
         servers: Sequence[str] | None = None,
     ) -> Plan:
-        """start, pause, resume, cancel, approve, reject, promote, retry, rollback or clone."""
+        """start, pause, resume, cancel, approve, reject, promote or retry; see `rollback` and `clone`."""
         given = {"reason": reason, "digest": digest, "servers": None if servers is None else list(servers)}
         body = {key: value for key, value in given.items() if value is not None}
         _, document = await self._transport.request("POST", _plan(plan_id, action), body=body)
@@ -126,6 +126,36 @@ class RebuildClient:
     async def retry(self, plan_id: str, *, servers: Sequence[str] | None = None, reason: str | None = None) -> Plan:
         """Asks for another attempt for the plan's failed servers, or for these alone: each is wiped once more."""
         return await self.act(plan_id, "retry", servers=servers, reason=reason)
+
+    async def rollback(
+        self,
+        plan_id: str,
+        *,
+        servers: Sequence[str] | None = None,
+        hold: bool = False,
+        reason: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Plan:
+        """A new plan that takes the servers which the plan changed, or these of them, back to the images that they
+        had; with `hold` only a preview of it. What was on their disks is gone."""
+        body: dict[str, Any] = {"hold": True} if hold else {}
+        if servers is not None:
+            body["servers"] = list(servers)
+        return await self._copy(plan_id, "rollback", body, reason, idempotency_key)
+
+    async def clone(self, plan_id: str, *, reason: str | None = None, idempotency_key: str | None = None) -> Plan:
+        """A new plan of the same content, held: it shows what that would do now."""
+        return await self._copy(plan_id, "clone", {}, reason, idempotency_key)
+
+    async def _copy(
+        self, plan_id: str, action: str, body: dict[str, Any], reason: str | None, key: str | None
+    ) -> Plan:  # fmt: skip
+        if reason is not None:
+            body["reason"] = reason
+        headers = {"Idempotency-Key": key or new_idempotency_key()}
+        path = _plan(plan_id, action)
+        _, document = await self._transport.request("POST", path, body=body, headers=headers, repeatable=True)
+        return Plan.of(document)
 
     async def change(
         self,

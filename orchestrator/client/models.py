@@ -106,6 +106,8 @@ class Plan(Document):
     rate: Rate | None = None
     eta: Eta | None = None
     max_in_flight: int | None = None
+    rollback_of: str | None = None
+    """The plan whose servers it takes back."""
 
     @property
     def is_final(self) -> bool:

@@ -22,6 +22,7 @@ _COLUMNS = (
     Plan.created_at, Plan.started_at, Plan.finished_at, Plan.expires_at, Plan.start_at, Cloud.limiter,
     Project.deployment, Project.learned_write_rate, Project.learned_rebuild_seconds,
     Plan.spec["failure"]["timeout"].label("timeout"), Project.trouble_code, Project.trouble_message,
+    Plan.rollback_of,
 )  # fmt: skip
 
 
@@ -59,6 +60,7 @@ class PlanRecord:
     trouble_code: str | None
     trouble_message: str | None
     """Why nothing is sent to its cloud just now."""
+    rollback_of: UUID | None
 
     @property
     def timeout_seconds(self) -> float:

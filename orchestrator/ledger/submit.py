@@ -1,7 +1,7 @@
 """Submitting: the plan's row and its explicit targets, in one transaction."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -9,6 +9,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import func
 
+from orchestrator.domain.decide import Reason
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.ledger.sql import copy_in
 from orchestrator.ledger.tables import NO_WAVE, Plan
@@ -35,6 +36,12 @@ class NewPlan:
     idempotency_key: str | None
     body_sha256: str
     targets: Sequence[TargetRow]
+    rollback_of: UUID | None = None
+    """The plan whose servers it takes back."""
+    reason: Reason | None = None
+    """Why it was made, where it was made of another plan."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """What its first event says besides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +76,7 @@ async def insert_plan(conn: AsyncConnection, plan: NewPlan) -> None:
             id=plan.id, name=plan.name, cloud=plan.cloud, status=PlanStatus.PREPARING.value, spec=dict(plan.spec),
             user_data=plan.user_data, labels=dict(plan.labels), hold=plan.hold, total=count, explicit=count,
             created_by=plan.created_by, idempotency_key=plan.idempotency_key, body_sha256=plan.body_sha256,
-            prepare_at=func.now(),
+            prepare_at=func.now(), rollback_of=plan.rollback_of,
         )
     )  # fmt: skip
     if count:
@@ -84,7 +91,8 @@ async def insert_plan(conn: AsyncConnection, plan: NewPlan) -> None:
                 type="plan.preparing",
                 actor=plan.created_by,
                 to_state=PlanStatus.PREPARING.value,
-                data={"servers": count},
+                reason=plan.reason,
+                data={"servers": count, **plan.data},
             )
         ],
     )

@@ -96,6 +96,7 @@ def _plan(
         if status in SENDING else RateView(),
         eta=_eta(r, all_counts, waves, rate=allowed, now=now) if status in FORESEEABLE else None,
         max_in_flight=r.max_in_flight, errors=[FaultView.model_validate(f) for f in r.faults or ()],
+        rollback_of=r.rollback_of,
     )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ async def submit(deps: Deps, principal: Principal, body: bytes, *, idempotency_k
     principal.need(Right.SUBMIT)
     document = await asyncio.to_thread(_read, body)
     if idempotency_key is not None:
-        earlier = await _earlier(deps, principal, idempotency_key, document.sha256)
+        earlier = await earlier_plan(deps, principal, idempotency_key, document.sha256)
         if earlier is not None:
             return Submission(plan=earlier, created=False)
     parsed = await asyncio.to_thread(_parse, document.raw)
@@ -75,11 +75,11 @@ async def submit(deps: Deps, principal: Principal, body: bytes, *, idempotency_k
             if not spec.hold and spec.on_conflict == "reject":
                 await _nobody_holds(conn, spec.cloud, parsed.targets)
             await insert_plan(conn, plan)
-            view = await _view(deps, conn, plan.id)
+            view = await view_of(deps, conn, plan.id)
     except IntegrityError:
         if idempotency_key is None:
             raise
-        earlier = await _earlier(deps, principal, idempotency_key, document.sha256)
+        earlier = await earlier_plan(deps, principal, idempotency_key, document.sha256)
         if earlier is None:
             raise
         return Submission(plan=earlier, created=False)
@@ -144,17 +144,19 @@ async def _nobody_holds(conn: AsyncConnection, cloud: str, targets: Sequence[Tar
         )
 
 
-async def _earlier(deps: Deps, principal: Principal, key: str, sha256: str) -> PlanView | None:
+async def earlier_plan(deps: Deps, principal: Principal, key: str, sha256: str) -> PlanView | None:
+    """The plan that this token made with that key. Raises `IdempotencyKeyReused` where it was for something else."""
     async with deps.engine.connect() as conn:
         earlier = await submitted_before(conn, principal.name, key)
         if earlier is None:
             return None
         if earlier.body_sha256 != sha256:
             raise IdempotencyKeyReused
-        return await _view(deps, conn, earlier.plan_id)
+        return await view_of(deps, conn, earlier.plan_id)
 
 
-async def _view(deps: Deps, conn: AsyncConnection, plan_id: UUID) -> PlanView:
+async def view_of(deps: Deps, conn: AsyncConnection, plan_id: UUID) -> PlanView:
+    """A plan that is known to be there."""
     record = await plan_record(conn, plan_id)
     assert record is not None  # noqa: S101  it was written or found in this very transaction
     return (await plan_views(deps, conn, [record]))[0]

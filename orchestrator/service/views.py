@@ -137,6 +137,8 @@ class PlanView(View):
     """Servers at once; None until prepared."""
     errors: list[FaultView] = []
     """Why it was rejected, itemised."""
+    rollback_of: UUID | None = None
+    """The plan whose servers it takes back to the images that they had."""
 
 
 class JobView(View):

@@ -145,14 +145,6 @@ async def test_a_submitter_runs_its_own_plans_only(api: Api) -> None:
     assert (await api.post(f"/v1/plans/{own['id']}/cancel", role="submitter")).status == 200
 
 
-@pytest.mark.parametrize("action", ["rollback", "clone"])
-async def test_actions_of_later_versions_say_so(api: Api, action: str) -> None:
-    plan = (await api.post("/v1/plans", plan_file())).json
-    answer = await api.post(f"/v1/plans/{plan['id']}/{action}")
-    assert (answer.status, answer.json["code"]) == (422, "not_supported_yet")
-    assert action in answer.json["detail"]
-
-
 @pytest.mark.parametrize(
     ("action", "field", "value", "taken"),
     [("pause", "digest", "d", "reason"), ("cancel", "servers", ["s"], "reason"), ("resume", "digest", None, "reason"),

@@ -184,13 +184,6 @@ def test_a_preview_with_refused_servers_is_8_and_names_them(
     assert "web-1 refused: locked: the server is locked" in result.out
 
 
-def test_what_comes_later_says_so_with_2(api: FakeApi, rebuildctl: Rebuildctl) -> None:
-    api.play("halted")
-    for command in ("rollback", "clone"):
-        result = rebuildctl(command, PLAN_ID)
-        assert (result.code, "not_supported_yet" in result.err) == (2, True), command
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_stops_the_waiting_and_not_the_plan(api: FakeApi, number: signal.Signals) -> None:
     api.play("running")

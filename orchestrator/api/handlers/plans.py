@@ -13,6 +13,7 @@ from orchestrator.api.requests import (
     PlansQuery,
     ResolveBody,
     RetryBody,
+    RollbackBody,
     StartBody,
     plan_id_of,
     read_body,
@@ -22,7 +23,7 @@ from orchestrator.api.requests import (
 )
 from orchestrator.api.stream import stream_events
 from orchestrator.errors import Fault
-from orchestrator.service import actions, reads, settle
+from orchestrator.service import actions, copies, reads, settle
 from orchestrator.service.errors import NotSupportedYet, RequestInvalid
 from orchestrator.service.submit import submit
 
@@ -124,6 +125,26 @@ async def retry(request: web.Request) -> web.Response:
             request.app[DEPS], request[PRINCIPAL], plan_id_of(request), servers=body.servers, reason=body.reason
         )
     )
+
+
+async def clone(request: web.Request) -> web.Response:
+    """A held plan of the same content."""
+    body = await read_body(request, ActionBody)
+    plan = await copies.clone(
+        request.app[DEPS], request[PRINCIPAL], plan_id_of(request), reason=body.reason,
+        idempotency_key=_idempotency_key(request),
+    )  # fmt: skip
+    return answer(plan, headers={"Location": f"/v1/plans/{plan.id}"})
+
+
+async def rollback(request: web.Request) -> web.Response:
+    """A plan that takes servers back to the images that they had."""
+    body = await read_body(request, RollbackBody)
+    plan = await copies.rollback(
+        request.app[DEPS], request[PRINCIPAL], plan_id_of(request), servers=body.servers, hold=body.hold,
+        reason=body.reason, idempotency_key=_idempotency_key(request),
+    )  # fmt: skip
+    return answer(plan, headers={"Location": f"/v1/plans/{plan.id}"})
 
 
 async def resolve(request: web.Request) -> web.Response:
