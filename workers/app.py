@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery, bootsteps, signals
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from orchestrator.failpoints import arm
@@ -30,7 +30,7 @@ if settings.failpoints:
     arm(settings.failpoints)
     get_logger(__name__).warning("failpoints_armed", points=settings.failpoints)
 pipe = StopPipe()
-watchdog = Watchdog(settings.redis_url, pipe)
+watchdog = Watchdog(settings.redis_url, settings.database_url, pipe)
 
 
 class Consumer(CeleryConsumer):
@@ -86,7 +86,25 @@ def _in_child(**_: Any) -> None:
     pipe.in_child()
 
 
+class Guarded(bootsteps.StartStopStep):
+    """From its pool's start on a worker is looked after, though it may have no broker yet, until its pool ends. A new
+    drive worker is hinted at at once, whether or not a beat runs."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, parent: Any) -> None:
+        """See above."""
+        watchdog.start(list(parent.app.amqp.queues.consume_from), parent.concurrency)
+
+    def stop(self, _: Any) -> None:
+        """See above."""
+        watchdog.stop()
+        watchdog.wait_for_stand_in()
+
+
+app.steps["worker"].add(Guarded)
+
+
 @signals.worker_ready.connect
-def _ready(sender: Any, **_: Any) -> None:
-    """From now on the worker is looked after. A new drive worker is hinted at at once, whether or not a beat runs."""
-    watchdog.start([q.name for q in sender.task_consumer.queues], sender.controller.concurrency)
+def _ready(**_: Any) -> None:
+    watchdog.consuming()

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 
 import uvloop
@@ -12,6 +14,14 @@ from orchestrator.clouds.sign_in import TokenCache
 
 TOKENS = TokenCache()
 """Outlives the loops, so that a slice doesn't sign in anew; filled after the fork, in each process for itself."""
+_WORKER = secrets.token_hex(3)
+"""Made in a worker's parent, and its pool processes have it too: containers can share a host's name and have equal
+pids, and a lease must name one process for certain."""
+
+
+def process_name(pid: int) -> str:
+    """How a process of this worker names itself in its leases."""
+    return f"{socket.gethostname()}/{_WORKER}:{pid}"
 
 
 class StopPipe:
@@ -20,9 +30,13 @@ class StopPipe:
     The parent holds the write end. Closing it, on purpose or by dying, is what every child sees.
     """
 
-    def __init__(self) -> None:
-        self._read, write = os.pipe()
-        self._writes = [write]
+    def __init__(self, reading: int | None = None) -> None:
+        """`reading`: in a process of its own, which was given the read end alone."""
+        self._writes: list[int] = []
+        if reading is None:
+            reading, write = os.pipe()
+            self._writes.append(write)
+        self._read = reading
 
     def shut(self) -> None:
         """In the parent, from any thread or signal handler, any number of times: tells every child."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 from uuid import UUID
 
 from celery.exceptions import Ignore
@@ -14,7 +13,7 @@ from orchestrator.log import get_logger
 from workers.app import app, pipe, settings
 from workers.driver.slice import run_slice
 from workers.prepare.plan import prepare_plan
-from workers.runtime import TOKENS, run
+from workers.runtime import TOKENS, process_name, run
 from workers.tick import tick_once
 
 log = get_logger(__name__)
@@ -50,7 +49,7 @@ def prepare(plan_id: str) -> None:
         redis = make_redis(settings.redis_url)
         try:
             async with open_engine(settings.database_url, name="rebuild-prepare", pool_size=4) as engine:
-                await prepare_plan(engine, redis, TOKENS, plan, f"{socket.gethostname()}:{os.getpid()}")
+                await prepare_plan(engine, redis, TOKENS, plan, process_name(os.getpid()))
         finally:
             await redis.aclose()
 

@@ -5,6 +5,8 @@ a failover, a restored backup and a copy all change. So every lease is void by i
 one's last commits said has to be reconciled with the cloud before anything is sent (`ledger/reconcile.py`).
 """
 
+from collections.abc import Sequence
+
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.errors import LeaseLost
@@ -69,6 +71,17 @@ async def release(conn: AsyncConnection, name: str, fence: int) -> None:
         sql("UPDATE leases SET expires_at = '-infinity' WHERE name = :name AND fence = :fence"),
         {"name": name, "fence": fence},
     )
+
+
+async def release_all(conn: AsyncConnection, holders: Sequence[str]) -> int:
+    """Gives back every living lease of processes that are surely dead; how many those were."""
+    result = await conn.execute(
+        sql("""
+        UPDATE leases SET expires_at = '-infinity'
+        WHERE holder = ANY(CAST(:holders AS text[])) AND expires_at > clock_timestamp()"""),
+        {"holders": list(holders)},
+    )
+    return int(result.rowcount)
 
 
 async def guard(conn: AsyncConnection, name: str, fence: int, *, unexpired: bool = False) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.decide import Reason
@@ -173,21 +173,6 @@ async def unfinished_jobs_by_state(conn: AsyncConnection) -> dict[str, int]:
         WHERE p.{UNFINISHED_PLANS} GROUP BY c.state""")  # noqa: S608
     )
     return {r.state: int(r.n) for r in rows}
-
-
-async def acknowledge_failures(conn: AsyncConnection, plan_id: UUID, *, failures: int, unresolved: int) -> None:
-    """Resuming a halted plan: its failures so far count no more, and the current wave may end without a success."""
-    await conn.execute(
-        update(Plan)
-        .where(Plan.id == plan_id)
-        .values(acknowledged_failures=failures, acknowledged_unresolved=unresolved, acknowledged_at=func.now())
-    )
-    await conn.execute(
-        text("""
-        UPDATE waves w SET resumed = true FROM plans p
-        WHERE p.id = :id AND w.plan_id = p.id AND w.index = p.current_wave"""),
-        {"id": plan_id},
-    )
 
 
 async def note_waiting(

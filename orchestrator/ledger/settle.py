@@ -58,14 +58,6 @@ async def jobs_to_retry(conn: AsyncConnection, plan_id: UUID, server_ids: Sequen
 async def note_retries(conn: AsyncConnection, plan_id: UUID, places: Sequence[int]) -> None:
     """Counts a retry of each of these jobs. Those that preparing refused, and gave no wave, go into the last one."""
     parameters = {"plan": plan_id, "places": list(places)}
-    await conn.execute(  # what was acknowledged counts anew if it fails again
-        sql("""
-        UPDATE plans p SET acknowledged_failures = greatest(0, p.acknowledged_failures - (
-          SELECT count(*) FROM jobs j WHERE j.plan_id = p.id AND j.ord = ANY(CAST(:places AS int[]))
-            AND j.state IN ('failed', 'stuck') AND j.updated_at <= p.acknowledged_at))
-        WHERE p.id = :plan AND p.acknowledged_at IS NOT NULL"""),
-        parameters,
-    )
     await conn.execute(
         sql("""
         UPDATE jobs SET retries = retries + 1, refusals = 0, rebuilt_again = 0, busy_since = NULL

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from orchestrator.domain.decide import Decision, Reason
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.failpoints import failpoint
+from orchestrator.ledger.acknowledging import release_acknowledged
 from orchestrator.ledger.last_rebuilds import REMEMBERED_STATES, Remembered, remember
 from orchestrator.ledger.outages import note_outages
 from orchestrator.ledger.sql import columns_of, sql, to_json, unnest
@@ -126,6 +127,8 @@ async def move_jobs(conn: AsyncConnection, deployment: str, changes: Sequence[Jo
         ORDER BY j.plan_id, j.ord FOR UPDATE OF j"""),  # noqa: S608
         columns_of({"plan_id": "uuid", "ord": "int"}, list(by_key)),
     )
+    if leaving := [(*c.key, c.expected.value) for c in ordered if _counts_no_more(c)]:
+        await release_acknowledged(conn, leaving)
     rows = await conn.execute(
         sql(f"""
         UPDATE jobs j SET state = i.state, reason_code = i.reason_code, reason_message = i.reason_message,
@@ -157,6 +160,14 @@ async def move_jobs(conn: AsyncConnection, deployment: str, changes: Sequence[Jo
     await append_events(conn, [_event(c) for c in applied.values()])
     failpoint("ledger.moved")
     return applied
+
+
+FAILURES = frozenset({JobState.FAILED, JobState.STUCK})
+
+
+def _counts_no_more(c: JobChange) -> bool:
+    """Whether it was a failure, or unresolved, and is so no more."""
+    return (c.expected in FAILURES and c.decision.state not in FAILURES) or c.expected is JobState.UNRESOLVED
 
 
 def _job_row(c: JobChange) -> tuple[Any, ...]:

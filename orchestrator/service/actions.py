@@ -15,13 +15,13 @@ from orchestrator.domain.decide import Happened, Reason, Tried, decide
 from orchestrator.domain.lifecycle import JobEvent, PlanEvent, plan_moves
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.errors import Conflict, Fault, NotFound
+from orchestrator.ledger.acknowledging import acknowledge_failures
 from orchestrator.ledger.begin import begin
 from orchestrator.ledger.engine import transaction
 from orchestrator.ledger.events import status_before_pause
 from orchestrator.ledger.holds import CONFLICTS_SHOWN, HeldElsewhere, take_holds
 from orchestrator.ledger.plans import (
     PlanRecord,
-    acknowledge_failures,
     cancel_pending_jobs,
     expire_at,
     job_counts,

@@ -23,7 +23,7 @@ from orchestrator.hints import Hints
 from orchestrator.ledger.engine import open_engine
 from tests.chaos.ledger import leases, snapshot
 from tests.chaos.script import Act, Deed, Script
-from tests.chaos.stage import Stage, api_is_ready, host_name, staged
+from tests.chaos.stage import Stage, api_is_ready, pid_of, staged
 from tests.chaos.stalls import Stalls
 from tests.chaos.verdicts import ENDED, Loss, Outcome, judge
 from tests.driver.site import NEW, Site, Workers
@@ -177,7 +177,7 @@ class _Play:
         return next((n for n in names if self._has_lease(crew.pids(n))), names[0])
 
     def _has_lease(self, pids: list[int]) -> bool:
-        return self.holder in {f"{host_name()}:{pid}" for pid in pids}
+        return pid_of(self.holder) in pids
 
     def _lose(self, pid: int, deed: str) -> None:
         if self._has_lease([pid]):
@@ -224,10 +224,11 @@ class _Play:
         self.note_crash()
         pids = await asyncio.to_thread(self.stage.crew.drive_pids)
         ledger = await snapshot(self.engine, plan)
+        drivers = frozenset(row.holder for row in ledger.leases if pid_of(row.holder) in pids)
         return Outcome(
             script=self.script, ledger=ledger, account=await self.stage.cloud_says("account?all=1"),
             servers=(await self.stage.cloud_says("servers"))["servers"], plan_id=str(plan), done=self.done,
-            losses=self.takeovers(), drivers=frozenset(f"{host_name()}:{pid}" for pid in pids),
+            losses=self.takeovers(), drivers=drivers,
             stall=self.stalls.longest,
         )  # fmt: skip
 

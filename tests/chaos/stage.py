@@ -5,7 +5,6 @@ import ctypes
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -226,6 +225,6 @@ async def api_is_ready(stage: Stage) -> bool:
         return await client.is_ready()
 
 
-def host_name() -> str:
-    """As drive processes name themselves in their leases: `host:pid`."""
-    return socket.gethostname()
+def pid_of(holder: str) -> int:
+    """Of a process by the name that it has in its leases: `host/worker:pid`; 0 for no name."""
+    return int(holder.rpartition(":")[2] or 0)

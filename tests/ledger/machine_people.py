@@ -13,10 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from orchestrator.domain.decide import Decision, FailurePolicy
 from orchestrator.domain.lifecycle import JobEvent, PlanEvent, plan_moves
 from orchestrator.domain.states import HOLDING_JOB_STATES, JobState, PlanStatus
+from orchestrator.ledger.acknowledging import acknowledge_failures
 from orchestrator.ledger.drive import Ownership
 from orchestrator.ledger.engine import transaction
 from orchestrator.ledger.holds import take_holds
-from orchestrator.ledger.plans import acknowledge_failures, cancel_pending_jobs
+from orchestrator.ledger.plans import cancel_pending_jobs
 from orchestrator.ledger.settle import jobs_to_retry, note_retries, tell_driver
 from orchestrator.ledger.transitions import PlanMove, lock_plans, move_jobs, move_plan
 from tests.ledger.machine import Job, Plan
@@ -54,8 +55,13 @@ class People(RuleBasedStateMachine):
     @initialize(
         sizes=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=2, max_size=2),
         places=st.integers(1, 4), max_errors=st.sampled_from([None, 0, 1]), again=st.integers(0, 1),
+        same_cause=st.sampled_from([0, 0, 2, 3]), wave_errors=st.lists(st.sampled_from([None, None, 0, 1]), min_size=3,
+        max_size=3), halting=st.lists(st.booleans(), min_size=3, max_size=3),
     )  # fmt: skip
-    def prepare(self, sizes: list[list[int]], places: int, max_errors: int | None, again: int) -> None:
+    def prepare(
+        self, sizes: list[list[int]], places: int, max_errors: int | None, again: int, same_cause: int,
+        wave_errors: list[int | None], halting: list[bool],
+    ) -> None:  # fmt: skip
         self.plans: list[Plan] = []
         self.paused = False
         self.expired = False
@@ -65,16 +71,23 @@ class People(RuleBasedStateMachine):
             first = 0
             for waves in sizes:
                 servers = [f"s-{first + i}" for i in range(sum(waves))]
-                id_ = await plant(conn, servers, sizes=waves, running=False)
+                spec = {"name": "web", "failure": {"same_cause": same_cause}}
+                id_ = await plant(conn, servers, sizes=waves, running=False, spec=spec)
                 wave_of = [w for w, n in enumerate(waves) for _ in range(n)]
                 jobs = [Job(server=s, wave=w) for s, w in zip(servers, wave_of, strict=True)]
                 policy = FailurePolicy(attempts=2, rebuild_again=again)
                 self.plans.append(Plan(id=id_, jobs=jobs, waves=len(waves), max_in_flight=places,
-                                       max_errors=max_errors, policy=policy))  # fmt: skip
+                                       max_errors=max_errors, policy=policy, same_cause=same_cause,
+                                       wave_errors=wave_errors, halt_on_unresolved=halting))  # fmt: skip
                 first += sum(waves) - 1  # the next plan wants the last one's server too
             await conn.execute(
                 text("UPDATE plans SET max_in_flight = :n, max_errors = :e"), {"n": places, "e": max_errors}
             )
+            for i, (errors, halt) in enumerate(zip(wave_errors, halting, strict=True)):
+                await conn.execute(
+                    text("UPDATE waves SET max_errors = :e, on_unresolved = :u WHERE index = :i"),
+                    {"e": errors, "u": "halt" if halt else "continue", "i": i},
+                )
             return await own(conn)
 
         self.mine = self.run(work)
@@ -90,11 +103,6 @@ class People(RuleBasedStateMachine):
             j.server for other in self.plans if other is not plan and other.started
             for j in other.jobs if j.state in HOLDING_JOB_STATES and j.server in servers
         }  # fmt: skip
-
-    @precondition(lambda self: any(p.status is P.PREPARING for p in self.plans))
-    @rule(data=st.data())
-    def start(self, data: st.DataObject) -> None:
-        self.start_plan(self.pick(data, P.PREPARING))
 
     def start_plan(self, plan: Plan) -> None:
         wanted = self.held_by_others(plan, {j.server for j in plan.jobs})
@@ -143,8 +151,7 @@ class People(RuleBasedStateMachine):
             failures, unresolved = plan.count(S.FAILED, S.STUCK), plan.count(S.UNRESOLVED)
             self.move(plan, P.RUNNING, first=lambda conn: acknowledge_failures(
                 conn, plan.id, failures=failures, unresolved=unresolved))  # fmt: skip
-            plan.acknowledged = failures
-            plan.resumed.add(plan.current_wave)
+            plan.acknowledge()
 
     def cancel(self, plan: Plan) -> None:
         if not plan_moves(plan.status, PlanEvent.CANCEL):
@@ -159,10 +166,13 @@ class People(RuleBasedStateMachine):
             job.state = S.CANCELLED
         self.move(plan, P.CANCELLED)
 
-    @precondition(lambda self: any(plan_moves(p.status, PlanEvent.RETRY) for p in self.plans))
+    def retryable(self) -> list[Plan]:
+        return [p for p in self.plans if plan_moves(p.status, PlanEvent.RETRY) and p.count(S.FAILED, S.REFUSED)]
+
+    @precondition(lambda self: self.retryable())
     @rule(data=st.data(), refused_too=st.booleans())
     def retry(self, data: st.DataObject, refused_too: bool) -> None:
-        plan = self.pick(data, *[s for s in P if plan_moves(s, PlanEvent.RETRY)])
+        plan = data.draw(st.sampled_from(self.retryable()))
         states = {S.FAILED, S.REFUSED} if refused_too else {S.FAILED}
         jobs = {i: j for i, j in enumerate(plan.jobs) if j.state in states}
         servers = {j.server for j in jobs.values()}
@@ -186,9 +196,8 @@ class People(RuleBasedStateMachine):
 
         if self.accepted(work):
             for job in jobs.values():
-                job.moved(E.RETRY, Decision(state=S.PENDING, refusals=0, rebuilt_again=0))
+                plan.job_moves(job, E.RETRY, Decision(state=S.PENDING, refusals=0, rebuilt_again=0))
                 job.may_be_sent = True
-            plan.events += len(jobs)
             plan.moves(plan_moves(plan.status, PlanEvent.RETRY)[0], bump=True)
 
     def pause_project(self, *, paused: bool) -> None:

@@ -45,7 +45,9 @@ EARLY_ENDS = {E.SKIP, E.REFUSE, E.GONE, E.CALL_DRAIN, E.FOUND_APPLIED, E.GIVE_UP
 TAKEN_OVER = {S.CHECKING: E.POSTPONE, S.SENDING: E.UNKNOWN, S.VERIFYING: E.VERIFIED}
 """What a new driver does with what another has left (workers/driver/project.py)."""
 
-INTERFERENCE = ["pause"] * 4 + ["cancel", "pause_the_project", "expire", "expire", "renew", "another_asks", "rest"]
+INTERFERENCE = ["pause"] * 4 + ["start"] * 4 + ["expire"] * 2 + [
+    "cancel", "pause_the_project", "renew", "another_asks", "rest",
+]  # fmt: skip
 """Kept to one rule: it would stop everything if each came as often as the driver's own steps."""
 
 
@@ -59,6 +61,9 @@ class Ledger(People):
                 plan = self.pick(data)
                 if plan_moves(plan.status, PlanEvent.PAUSE):
                     self.move(plan, P.PAUSED, bump=True)
+            case "start":
+                if any(p.status is P.PREPARING for p in self.plans):
+                    self.start_plan(self.pick(data, P.PREPARING))
             case "cancel":
                 self.cancel(self.pick(data))
             case "pause_the_project":
@@ -105,7 +110,7 @@ class Ledger(People):
             row = (await drive.plans_of(conn, self.mine.project))[plan.id]
             figures = (await drive.figures(conn, [row]))[plan.id]
             answer = gate(figures, datetime.now(UTC))
-            assert isinstance(answer, Halt) if wanted is Halt else answer == wanted
+            assert (answer.reason.code if isinstance(answer, Halt) else answer) == wanted
             if not isinstance(answer, Start):
                 await carry_out(conn, row, figures, answer, waits=Waits(), approval_seconds=60.0)
                 return []
@@ -126,7 +131,7 @@ class Ledger(People):
             self.carried_out(plan, wanted)
 
     def carried_out(self, plan: Plan, answer: Any) -> None:
-        if answer is Halt:
+        if isinstance(answer, str):
             plan.moves(P.HALTED, bump=True)
         elif isinstance(answer, Finish):
             plan.moves(answer.status)
@@ -205,7 +210,7 @@ class Ledger(People):
 
     def happens(self, plan: Plan, ord_: int, event: JobEvent, cause: Cause | None, *, final: bool) -> None:
         late = plan.jobs[ord_].state is S.UNRESOLVED and event is E.NOT_APPLIED
-        self.record(plan, ord_, Happened(event=event, cause=cause, final=final, fingerprint="f"))
+        self.record(plan, ord_, Happened(event=event, cause=cause, final=final, fingerprint="f" if final else "g"))
         if late:  # a person's word: a finished plan runs on
             if plan.status is P.FAILED:
                 self.move(plan, P.RUNNING)
@@ -231,8 +236,7 @@ class Ledger(People):
             assert await move_jobs(conn, DEPLOYMENT, [right])
             return decision
 
-        job.moved(happened.event, self.run(work))
-        plan.events += 1
+        plan.job_moves(job, happened.event, self.run(work))
 
     @precondition(lambda self: any(j.waits for p in self.plans for j in p.jobs))
     @rule()

@@ -8,10 +8,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.gate import Halt, gate
 from orchestrator.domain.states import JobState, PlanStatus, Verdict
+from orchestrator.ledger.acknowledging import acknowledge_failures
 from orchestrator.ledger.drive import due_projects, figures, plans_of
 from orchestrator.ledger.engine import open_engine, transaction
 from orchestrator.ledger.holds import take_holds
-from orchestrator.ledger.plans import acknowledge_failures
 from orchestrator.ledger.prepare import note_project, publish
 from orchestrator.ledger.second_gate import commit_intents
 from orchestrator.ledger.settle import Retryable, job_to_settle, jobs_to_retry, note_retries, tell_driver

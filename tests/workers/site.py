@@ -60,7 +60,7 @@ class Supervised:
 
     def pool(self, queue: str) -> list[int]:
         """The pids of its pool's processes."""
-        return list(_children(self.child(queue).pid))
+        return [pid for pid in children_of(self.child(queue).pid) if b"workers.standin" not in _words(pid)]
 
     def kill_pool(self, queue: str, *, but: int = 0) -> list[int]:
         """kill -9 of the pool's processes but for so many, and of nothing else."""
@@ -87,7 +87,20 @@ async def drivers(engine: AsyncEngine) -> set[int]:
         return {int(r.id.rpartition(":")[2]) for r in rows}
 
 
-def _children(parent: int | None) -> Iterator[int]:
+def _words(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def stand_ins_of(parent: int | None) -> list[int]:
+    """Pids of a worker's stand-ins."""
+    return [pid for pid in children_of(parent) if b"workers.standin" in _words(pid)]
+
+
+def children_of(parent: int | None) -> Iterator[int]:
+    """Pids of a process's living children."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()

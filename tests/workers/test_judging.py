@@ -6,7 +6,7 @@ import pytest
 
 from workers.watchdog import Advice, Limits, Look, Memory, judge
 
-LIMITS = Limits(look=1.0, free=2.0, silent=20.0)
+LIMITS = Limits(look=1.0, free=2.0, silent=20.0, alone=3.0)
 FRESH = Memory(free_since=None)
 
 
@@ -77,9 +77,25 @@ def test_a_new_worker_is_hinted_at_at_once() -> None:
     ("waiting", "free"), [(1, 1), (None, 1), (0, 0)], ids=["a hint waits already", "the broker is away", "none is free"]
 )
 def test_no_hint_is_sent_then(waiting: int | None, free: int) -> None:
-    assert set(advice(looks(19, waiting=waiting, free=free), Memory())) == {Advice.NOTHING}
+    assert Advice.HINT not in advice(looks(19, waiting=waiting, free=free), Memory())
 
 
 def test_a_hint_is_sent_as_soon_as_the_broker_is_back() -> None:
     seen = [*looks(30, waiting=None, free=1), *looks(1, waiting=0, free=1, start=130.0)]
     assert advice(seen)[-1] is Advice.HINT
+
+
+def test_a_free_process_without_a_broker_gets_a_stand_in_after_a_while() -> None:
+    said = advice(looks(8, waiting=None, free=1))
+    assert [n for n, one in enumerate(said) if one is Advice.STAND_IN] == [3, 6]
+
+
+@pytest.mark.parametrize(("waiting", "free"), [(None, 0), (0, 1)], ids=["all are busy", "the broker answers"])
+def test_no_stand_in_is_started_then_and_the_patience_begins_anew(waiting: int | None, free: int) -> None:
+    assert Advice.STAND_IN not in advice(looks(60, waiting=waiting, free=free))
+    seen = [
+        *looks(3, waiting=None, free=1),
+        *looks(1, waiting=waiting, free=free, start=103.0),
+        *looks(3, waiting=None, free=1, start=104.0),
+    ]
+    assert Advice.STAND_IN not in advice(seen)

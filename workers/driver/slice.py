@@ -3,7 +3,6 @@
 import asyncio
 import math
 import os
-import socket
 import time
 from dataclasses import dataclass, field
 
@@ -25,6 +24,7 @@ from orchestrator.ledger.leases import guard
 from orchestrator.log import get_logger
 from workers.driver.lease import LeaseKeeper
 from workers.driver.project import drive_project
+from workers.runtime import process_name
 from workers.tick import tick_once
 
 log = get_logger(__name__)
@@ -49,7 +49,7 @@ class Slice:
     hints: Hints
     stop: asyncio.Event
     api_url: str
-    name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    name: str = field(default_factory=lambda: process_name(os.getpid()))
     _said_at: float = float("-inf")
     _processes: int = 1
     _running: dict[int, asyncio.Task[None]] = field(default_factory=dict)
