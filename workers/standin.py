@@ -61,7 +61,7 @@ def main() -> None:
         arm(settings.failpoints)
 
     async def work(stop: asyncio.Event) -> None:
-        await run_slice(settings.database_url, settings.redis_url, TOKENS, stop)
+        await run_slice(settings.database_url, settings.redis_url, TOKENS, stop, api_url=settings.api_url)
 
     log.info("stand_in_drives", name=process_name(os.getpid()))
     run(work, StopPipe(sys.stdin.fileno()))
