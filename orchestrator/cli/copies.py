@@ -41,7 +41,15 @@ def _servers(_context: click.Context, _parameter: click.Parameter, given: tuple[
 
 @click.command()
 @options.plan_id
-@click.option("--servers", metavar="ID[,ID…]", multiple=True, callback=_servers, help="Only these; may be given again.")
+@click.option(
+    "--servers",
+    "--server",
+    "servers",
+    metavar="ID[,ID…]",
+    multiple=True,
+    callback=_servers,
+    help="Only these; may be given again.",
+)
 @click.option("--preview", is_flag=True, help="Prepare it only, and show what it would do.")
 @click.option("--yes", "-y", is_flag=True, help="Don't ask.")
 @options.reason

@@ -72,6 +72,8 @@ class FakeApi:
     """Answers for the next requests: a status, `drop` (the connection is cut) or a problem document."""
     drop_after: int | None = None
     """A stream is cut after so many events."""
+    copy: str = ""
+    """The plan that a clone or a rollback makes."""
     url: str = ""
 
     def play(self, *statuses: str | dict[str, Any], plan_id: str = PLAN_ID) -> None:
@@ -127,6 +129,8 @@ class FakeApi:
                 "start" | "pause" | "resume" | "cancel" | "retry" | "approve" | "reject" | "promote",
             ] if plan_id in self.plans:
                 return web.json_response(self.look(plan_id))
+            case ["POST", "v1", "plans", plan_id, "clone" | "rollback"] if plan_id in self.plans and self.copy:
+                return web.json_response(self.look(self.copy))
             case ["POST", "v1", "plans", _, _]:
                 return problem(422, "not_supported_yet", "This comes with a later version.")
             case ["GET", "v1", "clouds"]:

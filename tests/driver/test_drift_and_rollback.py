@@ -3,6 +3,7 @@ HTTP, through the use cases behind the API."""
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -157,6 +158,25 @@ async def test_a_plan_that_nothing_overtook_starts_as_it_was_shown(site: Site, p
     assert (await reads.get_plan(people.deps, ADMIN, plan)).digest == shown.digest
 
 
+async def test_outside_its_windows_a_plan_waits_and_is_looked_at_when_one_opens(site: Site, people: People) -> None:
+    (server_id,) = site.named(52)
+    tomorrow = (datetime.now(UTC) + timedelta(days=2)).strftime("%a").lower()
+    window = {"days": [tomorrow], "from": "01:00", "to": "05:00", "tz": "UTC"}
+    plan = await people.ready({"targets": {"servers": [server_id]}, "schedule": {"windows": [window]}})
+    behind_its_back(site, image=server_id, metadata=server_id, status=server_id)
+    await people.start(plan)
+
+    async def waits() -> bool:
+        return (await site.status(plan))[:2] == ("running", "window_closed")
+
+    await eventually(waits, deadline=30, message="it waits for its window")
+    async with site.engine.connect() as conn:
+        looked = text("SELECT check_drift FROM plans WHERE id = :id")
+        assert (await conn.execute(looked, {"id": plan})).scalar_one() is True
+    await actions.cancel(people.deps, ADMIN, plan)
+    assert await site.ended(plan) == "cancelled"
+
+
 async def test_a_preview_refuses_what_is_busy_too_small_or_held(site: Site, people: People) -> None:
     busy, holder, plain = site.named(55, 56, 57)
     huge = new_image(site, "huge", min_disk=site.cloud.cloud.config.disk + 1)
@@ -183,6 +203,9 @@ async def test_a_preview_refuses_what_is_busy_too_small_or_held(site: Site, peop
     assert str(holding) in (found[holder][2] or "")
     assert "disk" in (found[site.named(58)[0]][2] or "")
     assert "memory" in (found[site.named(59)[0]][2] or "")
+    for on_conflict, expected in (("skip", ("skip", "held")), ("queue", ("rebuild", None))):
+        other = await people.ready({"targets": {"servers": [holder]}, "on_conflict": on_conflict})
+        assert (await people.verdicts(other))[holder][:2] == expected
     server.task = None
     server.forget_view()
     async with site.engine.begin() as conn:

@@ -1,11 +1,12 @@
 """Whether a server may be rebuilt at all."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from orchestrator.clouds.protocol import Server
-from orchestrator.domain.verdict import STANDING, Limits, busy, refusal
+from orchestrator.domain.verdict import STANDING, Limits, busy, refusal, too_small
 
 SERVER = Server(id="s", name="web", status="ACTIVE", image="old", project_id="p", metadata={"tier": "db"}, tags=("x",))
 LIMITS = Limits(project_id="p")
@@ -72,3 +73,23 @@ def test_a_boot_volume_is_wiped_only_with_consent() -> None:
     server = replace(SERVER, image=None, volume_booted=True)
     assert code(server) == "volume_booted"
     assert code(server, reimage=True) is None
+
+
+@pytest.mark.parametrize(
+    ("flavor", "volume", "short"),
+    [
+        ({"disk": 20, "ram": 2048}, False, ""),
+        ({"disk": 19, "ram": 2048}, False, "disk of 19 GiB"),
+        ({"disk": 20, "ram": 2047}, False, "2047 MiB"),
+        ({"disk": 1, "ram": 1}, False, "disk of 1 GiB"),
+        ({"disk": 0, "ram": 2048}, False, ""),
+        ({"disk": 1, "ram": 2048}, True, ""),
+        ({"disk": 0, "ram": 1}, True, "1 MiB"),
+        ({"id": "before 2.47"}, False, ""),
+    ],
+)
+def test_an_image_that_a_flavor_is_too_small_for(flavor: dict[str, Any], short: str, *, volume: bool) -> None:
+    """A disk of 0 is any size; a volume's size isn't the flavor's."""
+    reason = too_small(flavor, min_disk=20, min_ram=2048, volume_booted=volume)
+    assert (reason.code if reason else "") == ("flavor_too_small" if short else "")
+    assert short in (reason.message if reason else "")
