@@ -98,6 +98,8 @@ class Site:
         wrong["auth"]["password"] = "not-this-one"
         again = clouds["resending"] = json.loads(json.dumps(clouds["rehearsal"]))
         again["rebuild"]["resend"] = "after_quiescence"
+        gated = clouds["gated"] = json.loads(json.dumps(clouds["rehearsal"]))
+        gated["rebuild"]["approval"] = {"start": True}
         away = clouds["away"] = json.loads(json.dumps(clouds["rehearsal"]))
         away["auth"]["auth_url"] = "http://127.0.0.1:9/v3"
         (folder / "clouds.yaml").write_text(yaml.safe_dump(document))
