@@ -87,6 +87,7 @@ def upgrade() -> None:
         sa.Column("due_at", TIME, server_default=sa.text("now()"), nullable=False),
         sa.Column("deadline_at", TIME, nullable=False),
         sa.Column("token_sha256", sa.Text(), nullable=True),
+        sa.Column("result", sa.Text(), nullable=True),
         sa.Column("http_status", sa.Integer(), nullable=True),
         sa.Column("message", sa.Text(), nullable=True),
         sa.Column("called_at", TIME, nullable=True),

@@ -9,6 +9,7 @@ from uuid import UUID
 from aiohttp import web
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.domain.hooks import HookResult
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.errors import Fault, NotFound
 from orchestrator.service.errors import BodyUnreadable, RequestInvalid
@@ -125,6 +126,14 @@ class ResolveBody(Input):
     """The attempt that was looked at; where the job is at another one, nothing is done."""
     reason: Line | None = None
     """Why; it is recorded."""
+
+
+class HookBody(Input):
+    """The result of a hook that was answered 202."""
+
+    result: HookResult
+    message: Line | None = None
+    """For the plan's people."""
 
 
 class TokenBody(Input):

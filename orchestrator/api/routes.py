@@ -11,6 +11,7 @@ from orchestrator.api.handlers import gates, plans, service
 from orchestrator.api.requests import (
     ActionBody,
     EventsQuery,
+    HookBody,
     Input,
     JobsQuery,
     NoQuery,
@@ -26,6 +27,7 @@ from orchestrator.service.views import (
     AliveView,
     CloudView,
     EventView,
+    HookAnswerView,
     JobDetailView,
     JobView,
     NewTokenView,
@@ -128,7 +130,12 @@ ROUTES: tuple[Route, ...] = (
         _later("POST", f"/v1/plans/{{id}}/jobs/{{server_id}}/{a}", f"{a}_job", {200: JobDetailView})
         for a in ("skip", "acknowledge")
     ),
-    _later("POST", "/v1/plans/{id}/jobs/{server_id}/hooks/{phase}", "answer_hook", {200: JobDetailView}),
+    Route(
+        method="POST", path="/v1/plans/{id}/jobs/{server_id}/hooks/{phase}", name="answer_hook",
+        handler=plans.answer_hook, summary="The result of a hook that was answered 202, with its one-time token.",
+        body=HookBody, answers={200: HookAnswerView}, problems=(400, 401, 404, 409, 415, 422), public=True,
+        headers={"Authorization": "Bearer and the call's callback_token."},
+    ),
     Route(
         method="GET", path="/v1/plans/{id}/events", name="list_events", handler=plans.list_events,
         summary="A plan's events; a stream for who accepts text/event-stream.", query=EventsQuery,

@@ -155,6 +155,8 @@ class JobDetail(Job):
 
     attempt_log: tuple[dict[str, Any], ...] = ()
     events: tuple[Event, ...] = ()
+    hooks: tuple[dict[str, Any], ...] = ()
+    """`phase`, `attempt`, `state`, `tries`, `http_status`, `message` and times of its hooks' calls."""
 
 
 class Cloud(Document):

@@ -40,7 +40,7 @@ def refusal(ip: IPv4Address | IPv6Address | str, *, loopback: bool) -> str | Non
         return f"{address} may stand for any IPv4 address"
     if inner := _inner(address):
         reasons = (refusal(i, loopback=loopback) for i in inner)
-        return next((f"{address} stands for {reason}" for reason in reasons if reason), None)
+        return next((f"{address} stands for another: {reason}" for reason in reasons if reason), None)
     return f"{address} is reserved" if address.is_reserved else None
 
 

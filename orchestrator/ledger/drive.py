@@ -337,8 +337,13 @@ async def lost_claims(conn: AsyncConnection, project: int) -> list[ClaimedJob]:
 
 
 async def leave_plan(conn: AsyncConnection, plan_id: UUID) -> None:
-    """Nothing of the plan is left to drive or watch; its row is locked."""
-    await conn.execute(sql("UPDATE plans SET due = false WHERE id = :id"), {"id": plan_id})
+    """Nothing of the plan is left to drive or watch, unless a hook is still to be called; its row is locked."""
+    await conn.execute(
+        sql("""
+        UPDATE plans SET due = EXISTS (SELECT 1 FROM hook_calls h
+          WHERE h.plan_id = plans.id AND h.state IN ('due', 'waiting')) WHERE id = :id"""),
+        {"id": plan_id},
+    )
 
 
 async def sweepable_jobs(conn: AsyncConnection, plan_id: UUID, limit: int = 1000) -> list[tuple[int, str | None]]:

@@ -269,7 +269,7 @@ class Job(Base):
     seen_metadata: Mapped[str | None]
     """Status, and a digest of the metadata, that preparing saw: what differs at the check is drift."""
     drained_at: Mapped[datetime | None]
-    """Since when it is drained by the plan's `before` hook; `release` is still to be called."""
+    """Since when it is drained by the plan's `before` hook; none any more once the job has ended."""
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -387,7 +387,9 @@ class HookCall(Base):
     due_at: Mapped[datetime] = mapped_column(server_default=func.now())
     deadline_at: Mapped[datetime]
     token_sha256: Mapped[str | None]
-    """Of the one-time token that answers it; gone once it is used."""
+    """Of the one-time token that answers it: the newest call's alone."""
+    result: Mapped[str | None]
+    """ok or failed, as the token's holder has answered; the driver ends the call by it."""
     http_status: Mapped[int | None]
     message: Mapped[str | None]
     called_at: Mapped[datetime | None]

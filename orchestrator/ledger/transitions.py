@@ -14,9 +14,11 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.decide import Decision, Reason
+from orchestrator.domain.hooks import HookDue
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.failpoints import failpoint
 from orchestrator.ledger.acknowledging import release_acknowledged
+from orchestrator.ledger.hook_rows import insert_due, owe_releases
 from orchestrator.ledger.last_rebuilds import REMEMBERED_STATES, Remembered, remember
 from orchestrator.ledger.outages import note_outages
 from orchestrator.ledger.sql import columns_of, sql, to_json, unnest
@@ -56,7 +58,9 @@ class JobChange:
     answer: AttemptAnswer | None = None
     data: Mapping[str, Any] | None = None
     drained: bool | None = None
-    """Its `before` hook has drained it (True), or `release` is no longer owed (False)."""
+    """True: its `before` hook has drained it."""
+    hook: HookDue | None = None
+    """A hook that the transition makes due: `before` or `after`. `release` comes by itself with the job's end."""
 
     @property
     def key(self) -> JobKey:
@@ -104,7 +108,7 @@ async def lock_plans(conn: AsyncConnection, plan_ids: Iterable[UUID]) -> dict[UU
 JOB_COLUMNS = {
     "plan_id": "uuid", "ord": "int", "expected": "text", "state": "text", "reason_code": "text",
     "reason_message": "text", "fingerprint": "text", "due_at": "timestamptz", "deadline_at": "timestamptz",
-    "refusals": "int", "rebuilt_again": "int", "busy": "boolean", "drained": "boolean",
+    "refusals": "int", "rebuilt_again": "int", "busy": "boolean", "drained": "boolean", "ends": "boolean",
 }  # fmt: skip
 
 
@@ -129,6 +133,7 @@ async def move_jobs(conn: AsyncConnection, deployment: str, changes: Sequence[Jo
     )
     if leaving := [(*c.key, c.expected.value) for c in ordered if _counts_no_more(c)]:
         await release_acknowledged(conn, leaving)
+    await owe_releases(conn, [(c.plan_id, c.ord, c.expected.value) for c in ordered if c.decision.drops_hold])
     rows = await conn.execute(
         sql(f"""
         UPDATE jobs j SET state = i.state, reason_code = i.reason_code, reason_message = i.reason_message,
@@ -138,8 +143,8 @@ async def move_jobs(conn: AsyncConnection, deployment: str, changes: Sequence[Jo
           rebuilt_again = coalesce(i.rebuilt_again, j.rebuilt_again),
           busy_since = CASE WHEN i.busy THEN coalesce(j.busy_since, now())
                             WHEN i.state = 'checking' THEN j.busy_since END,
-          drained_at = CASE WHEN i.drained THEN coalesce(j.drained_at, now())
-                            WHEN i.drained IS NULL THEN j.drained_at END,
+          drained_at = CASE WHEN i.ends THEN NULL WHEN i.drained THEN coalesce(j.drained_at, now())
+                            ELSE j.drained_at END,
           updated_at = now()
         FROM {unnest("i", JOB_COLUMNS)}
         WHERE j.plan_id = i.plan_id AND j.ord = i.ord AND j.state = i.expected
@@ -154,6 +159,7 @@ async def move_jobs(conn: AsyncConnection, deployment: str, changes: Sequence[Jo
     await _record_answers(conn, list(applied.values()))
     await _remember(conn, deployment, list(applied.values()))
     await _note_outages(conn, deployment, list(applied.values()))
+    await insert_due(conn, [(c.plan_id, c.ord, c.hook) for c in applied.values() if c.hook])
     ended = sorted((c.server_id, c.plan_id) for c in applied.values() if c.decision.drops_hold and c.server_id)
     if ended:
         await _drop_holds(conn, deployment, ended)
@@ -175,7 +181,7 @@ def _job_row(c: JobChange) -> tuple[Any, ...]:
     reason = d.reason
     return (c.plan_id, c.ord, c.expected.value, d.state.value, reason.code if reason else None,
             reason.message if reason else None, d.fingerprint, d.due_at, d.deadline_at, d.refusals,
-            d.rebuilt_again, d.busy, c.drained)  # fmt: skip
+            d.rebuilt_again, d.busy, c.drained, d.drops_hold)  # fmt: skip
 
 
 def _event(c: JobChange) -> NewEvent:
@@ -371,7 +377,9 @@ async def move_plan(conn: AsyncConnection, move: PlanMove) -> bool:
           go_epoch = go_epoch + :bump,
           due = CASE WHEN :driven THEN project IS NOT NULL
                      ELSE EXISTS (SELECT 1 FROM jobs j WHERE j.plan_id = plans.id
-                                  AND j.state IN ('stuck', 'unresolved')) END,
+                                  AND j.state IN ('stuck', 'unresolved'))
+                       OR EXISTS (SELECT 1 FROM hook_calls h WHERE h.plan_id = plans.id
+                                  AND h.state IN ('due', 'waiting')) END,
           started_at = CASE WHEN :starts THEN coalesce(started_at, now()) ELSE started_at END,
           finished_at = CASE WHEN :ends THEN now() END
         WHERE id = :id AND status = :expected"""),

@@ -15,13 +15,14 @@ from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.errors import Fault, NotFound
 from orchestrator.ledger.events import events_after, server_events
 from orchestrator.ledger.events import latest_events as ledger_latest_events
+from orchestrator.ledger.hooks import hooks_of
 from orchestrator.ledger.jobs import ExplicitTarget, JobFilter, attempts_of, explicit_targets, job_of_server, job_page
 from orchestrator.ledger.plans import PlanFilter, PlanRecord, plan_page, plan_record, plan_spec
 from orchestrator.service.deps import Deps
 from orchestrator.service.errors import RequestInvalid
 from orchestrator.service.roles import Principal, Right
 from orchestrator.service.show import event_view, job_fields, plan_views
-from orchestrator.service.views import AttemptView, EventView, JobDetailView, JobView, Page, PlanView
+from orchestrator.service.views import AttemptView, EventView, HookView, JobDetailView, JobView, Page, PlanView
 
 T = TypeVar("T")
 
@@ -92,10 +93,12 @@ async def get_job(deps: Deps, principal: Principal, plan_id: UUID, server_id: st
             raise NotFound("The plan has no server of that id.")
         attempts = await attempts_of(conn, plan_id, job.ord)
         events = await server_events(conn, plan_id, server_id, EVENTS_OF_A_JOB)
+        hooks = await hooks_of(conn, plan_id, job.ord)
     return JobDetailView(
         **dict(job_fields(job)),
         attempt_log=[AttemptView.model_validate(a, from_attributes=True) for a in attempts],
         events=[event_view(e) for e in events],
+        hooks=[HookView.model_validate(h, from_attributes=True) for h in hooks],
     )
 
 

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator.domain.hooks import HookResult, Phase
 from orchestrator.domain.states import JobState, PlanStatus, Verdict
 from orchestrator.service.roles import Role
 
@@ -189,12 +190,38 @@ class AttemptView(View):
     evidence: list[dict[str, Any]]
 
 
+class HookView(View):
+    """One phase of the plan's hooks for one server."""
+
+    phase: Phase
+    attempt: int
+    """The attempt that it is called for."""
+    state: Literal["due", "waiting", "done", "failed"]
+    """waiting: answered 202, its result comes later."""
+    tries: int
+    http_status: int | None
+    """Of the newest answer."""
+    message: str | None
+    called_at: datetime | None
+    deadline_at: datetime
+    """When it has failed, at the latest."""
+    ended_at: datetime | None
+
+
+class HookAnswerView(View):
+    """What was noted of a hook."""
+
+    phase: Phase
+    result: HookResult
+
+
 class JobDetailView(JobView):
     """One server of a plan, with all that is known."""
 
     attempt_log: list[AttemptView]
     events: list[EventView]
     """The newest ones."""
+    hooks: list[HookView] = []
 
 
 class ProjectView(View):

@@ -208,7 +208,7 @@ class Site:
             holds = await conn.execute(text("SELECT server_id FROM holds WHERE plan_id = :id"), {"id": plan})
             held = {r.server_id for r in holds}
         seqs = [r.seq for r in rows]
-        final = {r.server_id: r.to_state for r in rows if r.server_id is not None}
+        final = {r.server_id: r.to_state for r in rows if r.server_id is not None and r.to_state is not None}
         jobs = await self.jobs(plan)
         assert counted == Counter(state for state, _ in jobs.values())
         assert seqs == list(range(1, last + 1))

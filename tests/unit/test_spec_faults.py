@@ -63,7 +63,6 @@ def test_all_faults_come_at_once() -> None:
         "failure.attempts": "out_of_range",
         "failure.backoff.initial": "invalid_value",
         "hooks.before.url": "invalid_value",
-        "hooks": "not_supported_yet",
     }
 
 
@@ -290,7 +289,6 @@ def test_a_waves_own_servers_are_the_plans() -> None:
         ("targets.servers", [{"id": B, "rebuild": {"key_name": "k"}}], "targets.servers[0].rebuild.key_name"),
         ("rebuild.user_data", {"ref": "env:UD"}, "rebuild.user_data.ref"),
         ("rollout.max_unavailable", {"per": "availability_zone", "limit": "20%"}, "rollout.max_unavailable"),
-        ("hooks", {"before": {"url": "https://hooks.example/drain", "secret": "env:K"}}, "hooks"),
         ("verify", [{"http": {"port": 80, "path": "/health"}}], "verify"),
         ("priority", 5, "priority"),
         ("notify", [{"url": "https://x.example", "events": ["halted"]}], "notify"),

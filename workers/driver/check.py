@@ -23,6 +23,7 @@ from orchestrator.ledger.reconcile import AttemptKey, LostAttempt, known_effects
 from orchestrator.ledger.transitions import JobKey
 from orchestrator.log import get_logger
 from workers.driver.desk import Checked, Desk
+from workers.driver.hooks import call_drain
 from workers.driver.mirror import FEW, FRESH_SECONDS, View
 from workers.driver.reconcile import adopt
 
@@ -191,6 +192,8 @@ async def _make_ready(desk: Desk, job: ClaimedJob, known: Sequence[str]) -> None
                           metadata_items=desk.metadata_items)  # fmt: skip
     except RequestInvalid as e:
         await _let_go(desk, job, Happened(event=JobEvent.REFUSE, reason=Reason(code=e.code, message=e.message)))
+        return
+    if await call_drain(desk, job):
         return
     failpoint("check.ready")
     baseline = baseline_of(view, call, known, desk.cloud.user_id)

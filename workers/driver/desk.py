@@ -16,6 +16,7 @@ from orchestrator.clouds.protocol import Cloud, Server
 from orchestrator.domain.completion import Expected
 from orchestrator.domain.decide import FailurePolicy, Happened, Reason, Tried, decide
 from orchestrator.domain.evidence import Case, Open
+from orchestrator.domain.hooks import HookDue
 from orchestrator.domain.request import METADATA_ITEMS
 from orchestrator.domain.spec import PlanSpec, Window
 from orchestrator.domain.states import FINAL_PLAN_STATUSES, JobState, PlanStatus
@@ -187,6 +188,7 @@ class Desk:
     async def happen(
         self, job: ClaimedJob, state: JobState, happened: Happened, *,
         answer: AttemptAnswer | None = None, data: Mapping[str, Any] | None = None, actor: str = "driver",
+        hook: HookDue | None = None,
     ) -> JobState:  # fmt: skip
         """Decides what becomes of a job and queues it for the ledger; its new state."""
         plan = self.plans.get(job.plan_id)
@@ -197,6 +199,6 @@ class Desk:
         decision = decide(state, happened, self.lease.now(), tried)
         await self.recorder.put(
             JobChange(plan_id=job.plan_id, ord=job.ord, server_id=job.server_id, expected=state, decision=decision,
-                      actor=actor, answer=answer, data=data)
+                      actor=actor, answer=answer, data=data, hook=hook)
         )  # fmt: skip
         return decision.state

@@ -31,6 +31,7 @@ from workers.driver.check import check_batch
 from workers.driver.claim import claim_forever
 from workers.driver.desk import Desk, LivePlan, Watched
 from workers.driver.drift import drift_forever
+from workers.driver.hooks import hooks_forever, next_after_verified
 from workers.driver.lease import LeaseKeeper
 from workers.driver.mirror import Mirror
 from workers.driver.reconcile import begin, reconcile
@@ -139,6 +140,7 @@ async def _run(desk: Desk, stop: asyncio.Event, change: Changed | None) -> None:
             loops.create_task(_persist(desk, lambda: watch_forever(desk, calls))),
             loops.create_task(_persist(desk, lambda: resolve_forever(desk, calls))),
             loops.create_task(_persist(desk, lambda: send_forever(desk, calls))),
+            loops.create_task(_persist(desk, lambda: hooks_forever(desk))),
         ]
         if change:
             background.append(loops.create_task(reconcile(desk, change)))
@@ -254,7 +256,9 @@ async def _take_over(desk: Desk) -> int:
                 case JobState.RESOLVING | JobState.UNRESOLVED:
                     desk.open[job.server_id] = open_call(desk, job, job.state, number=job.attempt)
                 case JobState.VERIFYING:
-                    await desk.happen(job, job.state, Happened(event=JobEvent.VERIFIED))
+                    await next_after_verified(desk, job)
+                case JobState.DRAINING | JobState.CONFIGURING:
+                    pass  # their calls are in the ledger
                 case _:
                     desk.watched[job.server_id] = _adopted(desk, job, now)
         drained = asyncio.create_task(desk.recorder.drain())

@@ -15,6 +15,7 @@ from orchestrator.errors import CloudAnswerInvalid, CloudError, CloudNotOffered,
 from orchestrator.failpoints import failpoint
 from orchestrator.log import get_logger
 from workers.driver.desk import Desk, Watched
+from workers.driver.hooks import next_after_verified
 from workers.driver.mirror import FULL_SECONDS
 
 log = get_logger(__name__)
@@ -170,7 +171,7 @@ async def _done(desk: Desk, watched: Watched) -> None:
     if watched.measured:
         desk.rebuild_seconds = took if desk.rebuild_seconds is None else 0.9 * desk.rebuild_seconds + 0.1 * took
     await desk.happen(watched.job, watched.state, Happened(event=JobEvent.REBUILT), data={"seconds": round(took, 1)})
-    await desk.happen(watched.job, JobState.VERIFYING, Happened(event=JobEvent.VERIFIED))
+    await next_after_verified(desk, watched.job)
 
 
 async def _overdue(desk: Desk) -> None:

@@ -9,6 +9,7 @@ from orchestrator.api.keys import DEPS, PRINCIPAL
 from orchestrator.api.requests import (
     ActionBody,
     EventsQuery,
+    HookBody,
     JobsQuery,
     PlansQuery,
     ResolveBody,
@@ -23,7 +24,7 @@ from orchestrator.api.requests import (
 )
 from orchestrator.api.stream import stream_events
 from orchestrator.errors import Fault
-from orchestrator.service import actions, copies, reads, settle
+from orchestrator.service import actions, copies, hooks, reads, settle
 from orchestrator.service.errors import NotSupportedYet, RequestInvalid
 from orchestrator.service.submit import submit
 
@@ -155,6 +156,18 @@ async def resolve(request: web.Request) -> web.Response:
         attempt=body.attempt, reason=body.reason,
     )  # fmt: skip
     return answer(job)
+
+
+async def answer_hook(request: web.Request) -> web.Response:
+    """The result of a hook, from whoever was called."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    plan_id, server_id = plan_id_of(request), server_id_of(request)
+    body = await read_body(request, HookBody)
+    done = await hooks.answer_hook(
+        request.app[DEPS], plan_id, server_id, request.match_info["phase"],
+        token=token.strip() or None if scheme.lower() == "bearer" else None, result=body.result, message=body.message,
+    )  # fmt: skip
+    return answer(done)
 
 
 async def not_yet(request: web.Request) -> web.Response:

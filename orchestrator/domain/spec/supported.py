@@ -30,7 +30,6 @@ NOT_SUPPORTED_YET = (
     NotYet(path=("targets", "servers", EACH, "rebuild", "key_name"), purpose="a key for a single server"),
     NotYet(path=("rebuild", "user_data", "ref"), purpose="user data by reference"),
     NotYet(path=("rollout", "max_unavailable"), purpose="disruption budgets"),
-    NotYet(path=("hooks",), purpose="calling hooks"),
     NotYet(path=("verify",), purpose="probing rebuilt servers", taken=([],)),
     NotYet(path=("priority",), purpose="priorities", taken=(0,)),
     NotYet(path=("notify",), purpose="notifications", taken=([],)),

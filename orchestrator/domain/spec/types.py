@@ -291,7 +291,10 @@ MetadataFilter = Annotated[
 
 SecretName = Annotated[
     str,
-    matching(r"env:[A-Za-z_][A-Za-z0-9_]*", "must name a variable of the worker's environment, such as env:HOOK_KEY"),
+    matching(
+        r"env:(?!(?i:REBUILD_|OS_))[A-Za-z_][A-Za-z0-9_]*",
+        "must name a variable of the worker's environment, such as env:HOOK_KEY, but none of REBUILD_* and OS_*",
+    ),
 ]
 """`env:NAME`: a secret is never in the file itself."""
 
