@@ -208,9 +208,10 @@ async def _ask_again(deps: Deps, conn: AsyncConnection, plan: PlanRecord) -> Pla
 
 
 async def approval_settings(deps: Deps, cloud: str) -> Approval:
-    """What the cloud's settings want of approvals; the defaults for one that isn't to be had any more."""
+    """What the cloud's settings want of approvals; those of a careful one where it isn't to be had any
+    more."""
     settings = await deps.clouds.settings(cloud)
-    return settings.approval if settings else Approval()
+    return settings.approval if settings else Approval(by_other=True)
 
 
 async def _acknowledge(conn: AsyncConnection, plan: PlanRecord) -> None:

@@ -1,6 +1,7 @@
 """Approving, rejecting and promoting over HTTP: who may, when, and what saying it twice does."""
 
 import asyncio
+from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -64,28 +65,26 @@ async def test_only_approvers_and_admins_decide_at_a_gate(api: Api, action: str)
     assert (await api.post(f"{path}/{action}", role="admin")).status == 200
 
 
-async def test_nobody_approves_their_own_plan(api: Api) -> None:
+async def test_an_approver_never_decides_about_its_own_plan_and_an_admin_does(api: Api) -> None:
     path = await at_gate(api, role="admin")
-    assert (await api.post(f"{path}/approve", role="admin")).status == 403
     async with transaction(api.engine) as conn:
         await conn.execute(text("UPDATE plans SET created_by = 'approver'"))
     for action in ("approve", "reject"):
         assert (await api.post(f"{path}/{action}", role="approver")).status == 403
     assert (await api.get(path)).json["status"] == "awaiting_approval"
+    async with transaction(api.engine) as conn:
+        await conn.execute(text("UPDATE plans SET created_by = 'admin'"))
+    assert (await api.post(f"{path}/approve", role="admin")).json["status"] == "running"
 
 
-async def test_an_admin_approves_its_own_plan_where_the_cloud_lets_it_but_an_approver_never(
+async def test_a_cloud_may_want_somebody_else_than_even_an_admin(
     database_url: str, redis_url: str, clouds_yaml: Path
 ) -> None:
-    change(clouds_yaml, "write_rate: 4/s", "write_rate: 4/s, approval: {by_other: false}")
+    change(clouds_yaml, "write_rate: 4/s", "write_rate: 4/s, approval: {by_other: true}")
     async with running_api(database_url, redis_url) as api:
         path = await at_gate(api, role="admin")
-        async with transaction(api.engine) as conn:
-            await conn.execute(text("UPDATE plans SET created_by = 'approver'"))
-        assert (await api.post(f"{path}/approve", role="approver")).status == 403
-        async with transaction(api.engine) as conn:
-            await conn.execute(text("UPDATE plans SET created_by = 'admin'"))
-        assert (await api.post(f"{path}/approve", role="admin")).json["status"] == "running"
+        assert (await api.post(f"{path}/approve", role="admin")).status == 403
+        assert (await api.post(f"{path}/approve", role="approver")).json["status"] == "running"
 
 
 async def test_two_approvals_at_once_are_one(api: Api) -> None:
@@ -241,3 +240,21 @@ async def test_a_halt_for_failures_is_still_acknowledged_by_a_resume(api: Api) -
                                        status=PlanStatus.HALTED, actor="test", reason=why))  # fmt: skip
     await api.post(f"{path}/resume")
     assert await column(api, plan_id, "acknowledged_at") is not None
+
+
+async def test_the_likely_end_counts_the_bakes_that_are_left_and_the_start_time(api: Api) -> None:
+    plan = await ready_plan(api)
+    path = f"/v1/plans/{plan['id']}"
+
+    async def likely_end() -> datetime:
+        return datetime.fromisoformat((await api.get(path)).json["eta"]["finish_at"])
+
+    at_once = await likely_end()
+    async with transaction(api.engine) as conn:
+        await conn.execute(text("UPDATE waves SET bake_seconds = 3600 WHERE index = 0"))
+    baked = await likely_end()
+    assert timedelta(minutes=59) < baked - at_once < timedelta(minutes=61)
+    async with transaction(api.engine) as conn:
+        await conn.execute(text("UPDATE plans SET start_at = now() + interval '2 h'"))
+    assert timedelta(minutes=118) < await likely_end() - baked < timedelta(minutes=122)
+    assert (await api.get(path)).json["start_at"] is not None

@@ -18,8 +18,8 @@ from orchestrator.service.views import PlanView
 from tests.driver.site import Site
 from tests.parts import eventually
 
-SUBMITTER = Principal(token_id=uuid4(), name="tests", role=Role.ADMIN)
-"""Whoever submitted the site's plans."""
+SUBMITTER = Principal(token_id=uuid4(), name="tests", role=Role.APPROVER)
+"""Whoever submitted the site's plans, having become an approver since."""
 APPROVER = Principal(token_id=uuid4(), name="anna", role=Role.APPROVER)
 OPERATOR = Principal(token_id=uuid4(), name="otto", role=Role.OPERATOR)
 

@@ -3,6 +3,8 @@
 import asyncio
 from uuid import UUID
 
+from sqlalchemy import text
+
 from orchestrator.domain.states import JobState
 from orchestrator.ledger.engine import open_engine, transaction
 from orchestrator.ledger.holds import HeldElsewhere, release_plan_holds, take_holds, who_holds
@@ -26,6 +28,23 @@ async def test_a_second_plan_gets_the_free_servers_and_is_told_who_has_the_other
         await release_plan_holds(conn, first)
         assert await take_holds(conn, DEPLOYMENT, second) == ()
         assert await take_holds(conn, DEPLOYMENT, second) == ()
+
+
+async def test_a_hold_that_is_given_back_while_others_are_taken_is_taken_too(database_url: str) -> None:
+    """Nobody would have it else, and a job without its hold is never claimed."""
+    async with open_engine(database_url, name="test") as engine, transaction(engine) as conn:
+        first = await plant(conn, ["a", "b"])
+        second = await plant(conn, ["b", "c"], running=False)
+        await conn.execute(
+            text(f"""
+            CREATE FUNCTION give_back() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN DELETE FROM holds WHERE plan_id = '{first}' AND server_id = 'b'; RETURN NULL; END $$""")  # noqa: S608
+        )
+        await conn.execute(
+            text("CREATE TRIGGER meanwhile AFTER INSERT ON holds FOR EACH STATEMENT EXECUTE FUNCTION give_back()")
+        )
+        assert await take_holds(conn, DEPLOYMENT, second) == ()
+        assert await column(conn, "SELECT server_id FROM holds WHERE plan_id = :p ORDER BY 1", p=second) == ["b", "c"]
 
 
 async def test_only_pending_jobs_are_held(database_url: str) -> None:
