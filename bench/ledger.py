@@ -34,6 +34,7 @@ from orchestrator.ledger.prepare import Prepared, PreparedJob, PreparedWave, not
 from orchestrator.ledger.second_gate import Intent, commit_intents
 from orchestrator.ledger.submit import NewPlan, insert_plan
 from orchestrator.ledger.transitions import JobChange, PlanMove, lock_plans, move_jobs, move_plan
+from orchestrator.ledger.waves import enter_wave
 
 S = JobState
 DEPLOYMENT = "bench.test"
@@ -85,8 +86,9 @@ class Bench:
 
     async def explain(
         self, name: str, work: Callable[[AsyncConnection], Awaitable[object]], *, hot: bool = True
-    ) -> None:
-        """Prints how each statement of `work` was run; notes hot ones that read all of `jobs`."""
+    ) -> set[str]:
+        """Prints how each statement of `work` was run; notes hot ones that read all of `jobs`. What they read by."""
+        used: set[str] = set()
         ran: list[tuple[str, Any]] = []
 
         def note(_c: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
@@ -109,11 +111,13 @@ class Bench:
                 said = ", ".join(
                     dict.fromkeys(f"{n['Node Type']} {n.get('Index Name') or n['Relation Name']}" for n in nodes)
                 )
+                used |= {n.get("Index Name") or n["Relation Name"] for n in nodes}
                 buffers = found["Plan"]["Shared Hit Blocks"] + found["Plan"]["Shared Read Blocks"]
                 print(f"  {name}: {found['Execution Time']:.2f} ms, {buffers} buffers: {said}", flush=True)
                 if hot and any(n["Node Type"] == "Seq Scan" and n["Relation Name"] == "jobs" for n in nodes):
                     self.scans.append(name)
             await conn.rollback()
+        return used
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -155,7 +159,7 @@ async def seed(bench: Bench, total: int) -> tuple[UUID, Ownership]:
             conn, PlanMove(plan_id=plan, expected=PlanStatus.PREPARING, status=PlanStatus.RUNNING, actor="bench")
         )
     async with transaction(bench.engine) as conn:
-        await waves.enter_wave(conn, plan, 1)
+        await enter_wave(conn, plan, 1)
         fence = await acquire(conn, drive_lease(project), "bench", 3600)
     assert fence is not None
     return plan, Ownership(project=project, deployment=DEPLOYMENT, fence=fence)

@@ -117,6 +117,15 @@ class RollbackBody(ActionBody):
     """A preview: `start` then runs it."""
 
 
+class ChangeBody(ActionBody):
+    """What a plan's pace is to be."""
+
+    max_in_flight: Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)] | None = None
+    """Servers at once; not above the cloud's own limit."""
+    rate: Line | None = None
+    """Calls per second as in a plan file, such as 10/s; not above the cloud's own rate."""
+
+
 class ResolveBody(Input):
     """What a person says of a call whose effect is unknown."""
 
@@ -202,6 +211,14 @@ def server_id_of(request: web.Request) -> str:
     if "\0" in server_id:
         raise NotFound("The plan has no server of that id.")
     return server_id
+
+
+def cloud_name_of(request: web.Request) -> str:
+    """The cloud's name in the path. Raises `NotFound` for what can't be one."""
+    name = request.match_info["name"]
+    if "\0" in name:
+        raise NotFound("There is no cloud of that name.")
+    return name
 
 
 def _id(value: str, what: str) -> UUID:

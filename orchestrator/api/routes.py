@@ -2,14 +2,14 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from aiohttp import web
 from pydantic import BaseModel
 
-from orchestrator.api.handlers import gates, plans, service
+from orchestrator.api.handlers import controls, gates, plans, service
 from orchestrator.api.requests import (
     ActionBody,
+    ChangeBody,
     EventsQuery,
     HookBody,
     Input,
@@ -70,13 +70,6 @@ def _plan_action(
     )  # fmt: skip
 
 
-def _later(method: str, path: str, name: str, answers: Mapping[int, Any]) -> Route:
-    return Route(
-        method=method, path=path, name=name, handler=plans.not_yet, summary="Not in this version: answers 422.",
-        answers=answers, problems=(404, 409, 422),
-    )  # fmt: skip
-
-
 ROUTES: tuple[Route, ...] = (
     Route(
         method="POST", path="/v1/plans", name="submit_plan", handler=plans.submit_plan, summary="Submit a plan.",
@@ -96,7 +89,11 @@ ROUTES: tuple[Route, ...] = (
         summary="The plan file, with defaults written out; user data as size and digest.",
         answers={200: "application/json"}, problems=(404,),
     ),
-    _later("PATCH", "/v1/plans/{id}", "change_plan", {200: PlanView}),
+    Route(
+        method="PATCH", path="/v1/plans/{id}", name="change_plan", handler=controls.change_plan,
+        summary="Change a plan's pace while it isn't final.", body=ChangeBody, answers={200: PlanView},
+        problems=(400, 404, 409, 415, 422),
+    ),
     _plan_action("start", plans.start, "Run a saved preview.", StartBody),
     _plan_action("pause", plans.pause, "Stop sending; what is in flight goes on."),
     _plan_action("resume", plans.resume, "Go on after a pause or a halt, whose failures are acknowledged."),
@@ -126,9 +123,16 @@ ROUTES: tuple[Route, ...] = (
         summary="Settle an unresolved server, or give up a stuck one.", body=ResolveBody, answers={200: JobDetailView},
         problems=(400, 404, 409, 415, 422),
     ),
-    *(
-        _later("POST", f"/v1/plans/{{id}}/jobs/{{server_id}}/{a}", f"{a}_job", {200: JobDetailView})
-        for a in ("skip", "acknowledge")
+    Route(
+        method="POST", path="/v1/plans/{id}/jobs/{server_id}/skip", name="skip_job", handler=controls.skip,
+        summary="Leave a server out that was not sent.", body=ActionBody, answers={200: JobDetailView},
+        problems=(400, 404, 409, 415, 422),
+    ),
+    Route(
+        method="POST", path="/v1/plans/{id}/jobs/{server_id}/acknowledge", name="acknowledge_job",
+        handler=controls.acknowledge, body=ActionBody, answers={200: JobDetailView},
+        summary="Free the place that a failed, stuck or unresolved server keeps in disruption budgets.",
+        problems=(400, 404, 409, 415, 422),
     ),
     Route(
         method="POST", path="/v1/plans/{id}/jobs/{server_id}/hooks/{phase}", name="answer_hook",
@@ -146,7 +150,16 @@ ROUTES: tuple[Route, ...] = (
         method="GET", path="/v1/clouds", name="list_clouds", handler=service.list_clouds,
         summary="Clouds, with health and limiter.", answers={200: Page[CloudView]},
     ),
-    *(_later("POST", f"/v1/clouds/{{name}}/{a}", f"{a}_cloud", {200: CloudView}) for a in ("pause", "resume")),
+    Route(
+        method="POST", path="/v1/clouds/{name}/pause", name="pause_cloud", handler=controls.pause_cloud,
+        summary="The emergency stop: nothing more is sent to the cloud's project, whatever the plan.", body=ActionBody,
+        answers={200: CloudView}, problems=(400, 404, 409, 415, 422),
+    ),
+    Route(
+        method="POST", path="/v1/clouds/{name}/resume", name="resume_cloud", handler=controls.resume_cloud,
+        summary="Take the emergency stop back.", body=ActionBody, answers={200: CloudView},
+        problems=(400, 404, 409, 415, 422),
+    ),
     Route(
         method="POST", path="/v1/tokens", name="create_token", handler=service.create_token,
         summary="Make a token; its secret is in this answer only.", body=TokenBody, answers={201: NewTokenView},

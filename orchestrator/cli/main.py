@@ -35,6 +35,7 @@ COMMANDS = {
     **{name: f"plans:{name}" for name in ("pause", "resume", "cancel", "approve", "reject", "promote", "retry")},
     "rollback": "copies:rollback",
     "clone": "copies:clone",
+    "change": "change:change",
     "resolve": "resolve:resolve",
     **{name: f"plans:{name}" for name in ("skip", "acknowledge")},
     "clouds": "clouds:clouds",

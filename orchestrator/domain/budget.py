@@ -7,6 +7,8 @@ itself calls it broken. One that is out already costs nothing, so that a broken 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
+from orchestrator.domain.units import Size
+
 BROKEN = frozenset({"ERROR", "UNKNOWN"})
 """Statuses by which the cloud calls a server broken. One that somebody switched off is not."""
 
@@ -20,6 +22,28 @@ class Candidate:
     server_id: str
     group: str | None
     """What it has in common with the others of its group; None: the plan has no budget."""
+
+
+METADATA = "metadata."
+
+
+def group_of(per: str, *, zone: str | None, host: str | None, metadata: Mapping[str, str]) -> str:
+    """A server's group under a budget per `availability_zone`, `host` or `metadata.KEY`; empty: it has no value."""
+    if per == "availability_zone":
+        return zone or ""
+    if per == "host":
+        return host or ""
+    return metadata.get(per.removeprefix(METADATA)) or ""
+
+
+def key_of(per: str) -> str | None:
+    """The metadata key that a budget goes by; None for one per zone or host."""
+    return per.removeprefix(METADATA) if per.startswith(METADATA) else None
+
+
+def places(limit: Size, size: int) -> int:
+    """How many servers of a group of `size` may be out: a count as given; a percentage rounds down, at least 1."""
+    return limit.count if limit.count is not None else max(1, limit.of(size, round_up=False))
 
 
 def rooms(limits: Mapping[str, int], out: Iterable[tuple[str, str]]) -> dict[str, int]:

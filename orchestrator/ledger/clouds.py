@@ -26,6 +26,8 @@ class CloudRecord:
     project_id: str | None
     paused: bool | None
     paused_reason: str | None
+    paused_by: str | None
+    paused_at: datetime | None
     learned_write_rate: float | None
     """Calls per second."""
     learned_rebuild_seconds: float | None
@@ -37,6 +39,7 @@ async def cloud_records(conn: AsyncConnection, names: Sequence[str] | None = Non
         select(
             Cloud.name, Cloud.healthy, Cloud.error, Cloud.checked_at, Cloud.limiter, Cloud.project,
             Project.deployment, Project.region, Project.project_id, Project.paused, Project.paused_reason,
+            Project.paused_by, Project.paused_at,
             Project.learned_write_rate, Project.learned_rebuild_seconds,
         )
         .join(Project, Project.id == Cloud.project, isouter=True)

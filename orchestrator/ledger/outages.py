@@ -46,6 +46,18 @@ async def acknowledge_outage(conn: AsyncConnection, deployment: str, server_id: 
     return row.rowcount == 1
 
 
+async def is_acknowledged(conn: AsyncConnection, deployment: str, server_id: str) -> bool | None:
+    """Whether somebody looks after the server; None: it takes no place. Its row is locked."""
+    row = await conn.execute(
+        sql("""
+        SELECT acknowledged_at IS NOT NULL FROM outages
+        WHERE deployment = :deployment AND server_id = :server FOR UPDATE"""),
+        {"deployment": deployment, "server": server_id},
+    )
+    known: bool | None = row.scalar_one_or_none()
+    return known
+
+
 async def forget_acknowledgements(conn: AsyncConnection, deployment: str, server_ids: Sequence[str]) -> None:
     """Servers that are tried again: what comes of it counts anew."""
     await conn.execute(

@@ -7,13 +7,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.decide import Reason
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.domain.units import parse_duration
-from orchestrator.ledger.tables import UNFINISHED_PLANS, Cloud, JobCount, Plan, Project, Wave
+from orchestrator.ledger.tables import UNFINISHED_PLANS, BudgetGroup, Cloud, JobCount, Plan, Project, Wave
 from orchestrator.ledger.transitions import NewEvent, append_events
 
 _COLUMNS = (
@@ -23,6 +23,8 @@ _COLUMNS = (
     Project.deployment, Project.learned_write_rate, Project.learned_rebuild_seconds,
     Plan.spec["failure"]["timeout"].label("timeout"), Project.trouble_code, Project.trouble_message,
     Plan.rollback_of,
+    Project.paused.label("cloud_paused"), Project.paused_reason, Project.paused_by,
+    select(func.sum(BudgetGroup.places)).where(BudgetGroup.plan_id == Plan.id).scalar_subquery().label("budget_places"),
 )  # fmt: skip
 
 
@@ -61,6 +63,12 @@ class PlanRecord:
     trouble_message: str | None
     """Why nothing is sent to its cloud just now."""
     rollback_of: UUID | None
+    cloud_paused: bool | None = None
+    """Whether a person has stopped its cloud; None until it was prepared."""
+    paused_reason: str | None = None
+    paused_by: str | None = None
+    budget_places: int | None = None
+    """How many servers of all its groups together may be out; None: it has no disruption budget."""
 
     @property
     def timeout_seconds(self) -> float:
@@ -173,6 +181,21 @@ async def unfinished_jobs_by_state(conn: AsyncConnection) -> dict[str, int]:
         WHERE p.{UNFINISHED_PLANS} GROUP BY c.state""")  # noqa: S608
     )
     return {r.state: int(r.n) for r in rows}
+
+
+async def change_pace(
+    conn: AsyncConnection, plan_id: UUID, *, max_in_flight: int | None, rate: float | None, lowered: bool,
+    old: Mapping[str, Any], new: Mapping[str, Any], actor: str, why: str | None,
+) -> None:  # fmt: skip
+    """Another pace for a plan, whose row is locked. `lowered`: what is claimed and not sent may be too much."""
+    await conn.execute(
+        text("""
+        UPDATE plans SET max_in_flight = :places, rate = :rate, go_epoch = go_epoch + :bump WHERE id = :id"""),
+        {"id": plan_id, "places": max_in_flight, "rate": rate, "bump": int(lowered)},
+    )
+    reason = Reason(code="changed", message=why) if why else None
+    data = {"old": dict(old), "new": dict(new)}
+    await append_events(conn, [NewEvent(plan_id=plan_id, type="plan.changed", actor=actor, reason=reason, data=data)])
 
 
 async def note_waiting(

@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.decide import Reason
 from orchestrator.domain.states import JobState, PlanStatus, Verdict
+from orchestrator.ledger.budgets import PreparedGroup as PreparedGroup
+from orchestrator.ledger.budgets import add_groups
 from orchestrator.ledger.sql import columns_of, copy_in, to_json, unnest
 from orchestrator.ledger.tables import NO_WAVE
 from orchestrator.ledger.transitions import add_counts
@@ -63,6 +65,7 @@ class PreparedJob:
     seen_status: str | None = None
     seen_metadata: str | None = None
     """A digest (domain/drift.py)."""
+    budget_group: str | None = None
 
     @property
     def state(self) -> JobState:
@@ -107,6 +110,8 @@ class Prepared:
     check_drift: bool = False
     """The plan begins later: what changes until then is to be looked for."""
     drift_limit: int | None = None
+    groups: Sequence[PreparedGroup] = ()
+    """Of its disruption budget; none: it has none."""
 
 
 async def plans_to_prepare(conn: AsyncConnection, limit: int = 20) -> list[UUID]:
@@ -245,25 +250,27 @@ async def publish(conn: AsyncConnection, plan_id: UUID, prepared: Prepared) -> N
             "check_drift": prepared.check_drift, "drift_limit": prepared.drift_limit,
         },
     )  # fmt: skip
+    await add_groups(conn, plan_id, prepared.groups)
     await _announce(conn, plan_id)
 
 
 async def _write_jobs(conn: AsyncConnection, plan_id: UUID, jobs: Sequence[PreparedJob]) -> None:
     columns = ("plan_id", "ord", "server_id", "find", "overrides", "name", "state", "verdict", "reason_code",
                "reason_message", "wave", "previous_image", "target_image", "zone", "host",
-               "seen_status", "seen_metadata")  # fmt: skip
+               "seen_status", "seen_metadata", "budget_group")  # fmt: skip
     await conn.execute(
         text("""
         CREATE TEMPORARY TABLE prepared (plan_id uuid, ord int, server_id text, find text, overrides text, name text,
           state text, verdict text, reason_code text, reason_message text, wave smallint, previous_image text,
-          target_image text, zone text, host text, seen_status text, seen_metadata text) ON COMMIT DROP""")
+          target_image text, zone text, host text, seen_status text, seen_metadata text,
+          budget_group text) ON COMMIT DROP""")
     )
     await copy_in(
         conn, "prepared", columns,
         [
             (plan_id, j.ord, j.server_id, j.find, to_json(j.overrides), j.name, j.state.value, j.verdict.value,
              j.reason.code if j.reason else None, j.reason.message if j.reason else None, j.wave, j.previous_image,
-             j.target_image, j.zone, j.host, j.seen_status, j.seen_metadata)
+             j.target_image, j.zone, j.host, j.seen_status, j.seen_metadata, j.budget_group)
             for j in jobs
         ],
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """What is known of a project besides its plans: its limiter, what was learned, and what ails its cloud."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -28,6 +29,45 @@ async def note_trouble(conn: AsyncConnection, project: int, reason: Reason | Non
         ("plan.cloud_trouble", reason) if reason else ("plan.cloud_recovered", Reason(code=code, message=message))
     )
     await append_events(conn, [NewEvent(plan_id=p, type=told, actor="driver", reason=why) for p in sorted(plans)])
+
+
+async def stop_project(conn: AsyncConnection, project: int, *, by: str, why: str | None) -> None:
+    """The emergency stop: no plan of the project sends anything from now on. Who was first, and why, stays."""
+    plans = await _lock_driven(conn, project)
+    row = await conn.execute(
+        sql("""
+        UPDATE projects SET paused = true, paused_by = :by, paused_reason = :why, paused_at = clock_timestamp()
+        WHERE id = :id AND NOT paused"""),
+        {"id": project, "by": by, "why": why},
+    )
+    if row.rowcount:
+        await _tell_all(conn, plans, "plan.cloud_paused", by, Reason(code="cloud_paused", message=why or ""))
+
+
+async def release_project(conn: AsyncConnection, project: int, *, by: str, why: str | None) -> None:
+    """Takes the emergency stop back."""
+    plans = await _lock_driven(conn, project)
+    row = await conn.execute(
+        sql("""
+        UPDATE projects SET paused = false, paused_by = NULL, paused_reason = NULL, paused_at = NULL
+        WHERE id = :id AND paused"""),
+        {"id": project},
+    )
+    if row.rowcount:
+        await _tell_all(conn, plans, "plan.cloud_resumed", by, Reason(code="cloud_resumed", message=why or ""))
+
+
+async def _lock_driven(conn: AsyncConnection, project: int) -> list[UUID]:
+    """Locks the project's plans that are driven and unfinished."""
+    rows = await conn.execute(
+        sql("SELECT id FROM plans WHERE project = :id AND due AND finished_at IS NULL"), {"id": project}
+    )
+    return sorted(await lock_plans(conn, [r.id for r in rows]))
+
+
+async def _tell_all(conn: AsyncConnection, plans: Sequence[UUID], told: str, by: str, why: Reason) -> None:
+    reason = why if why.message else None
+    await append_events(conn, [NewEvent(plan_id=p, type=told, actor=by, reason=reason) for p in plans])
 
 
 async def publish_limiter(

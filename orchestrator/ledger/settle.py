@@ -10,7 +10,7 @@ from orchestrator.domain.states import JobState
 from orchestrator.ledger.drive import ATTEMPT, JOB_FIELDS, ClaimedJob, job_of
 from orchestrator.ledger.sql import sql
 from orchestrator.ledger.tables import NO_WAVE
-from orchestrator.ledger.transitions import add_counts
+from orchestrator.ledger.transitions import JobKey, add_counts
 
 
 async def job_to_settle(conn: AsyncConnection, plan_id: UUID, server_id: str) -> ClaimedJob | None:
@@ -25,6 +25,15 @@ async def job_to_settle(conn: AsyncConnection, plan_id: UUID, server_id: str) ->
         )
     ).first()
     return None if row is None else job_of(row)
+
+
+async def reason_code_of(conn: AsyncConnection, key: JobKey) -> str | None:
+    """The code of the job's reason."""
+    row = await conn.execute(
+        sql("SELECT reason_code FROM jobs WHERE plan_id = :plan AND ord = :ord"), {"plan": key[0], "ord": key[1]}
+    )
+    code: str | None = row.scalar_one()
+    return code
 
 
 async def tell_driver(conn: AsyncConnection, plan_id: UUID) -> None:

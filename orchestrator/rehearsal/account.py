@@ -30,6 +30,7 @@ class ServerAccount:
     """What one server went through."""
 
     name: str
+    zone: str = ""
     received: int = 0
     """POSTs of a rebuild that the client sent, whatever came of them; copies made on the way are not counted."""
     accepted: int = 0
@@ -76,6 +77,10 @@ class Account:
         self.sign_ins = 0
         self.in_flight = 0
         self.highest_in_flight = 0
+        self.in_flight_by_zone: Counter[str] = Counter()
+        self.highest_by_zone: Counter[str] = Counter()
+        self.last_rebuild_at: float | None = None
+        """When the newest rebuild took effect, Unix time by the cloud's own clock."""
         self.busiest_writes = Busiest()
         self.busiest_reads = Busiest()
         self.busiest_rebuilds = Busiest()
@@ -104,10 +109,14 @@ class Account:
         self.busiest_rebuilds.add(now)
         self.in_flight += 1
         self.highest_in_flight = max(self.highest_in_flight, self.in_flight)
+        self.in_flight_by_zone[own.zone] += 1
+        self.highest_by_zone[own.zone] = max(self.highest_by_zone[own.zone], self.in_flight_by_zone[own.zone])
+        self.last_rebuild_at = now
 
     def ended(self, server_id: str, *, succeeded: bool) -> None:
         """A rebuild ended: well, or with an error, a reset or a deletion."""
         self.in_flight -= 1
+        self.in_flight_by_zone[self.servers[server_id].zone] -= 1
         if succeeded:
             self.servers[server_id].succeeded += 1
         else:
@@ -135,6 +144,8 @@ class Account:
             "sign_ins": self.sign_ins,
             "in_flight": self.in_flight,
             "highest_in_flight": self.highest_in_flight,
+            "highest_by_zone": dict(self.highest_by_zone),
+            "last_rebuild_at": self.last_rebuild_at,
             "busiest_second": {
                 "writes": self.busiest_writes.most,
                 "reads": self.busiest_reads.most,

@@ -293,7 +293,7 @@ class RehearsalCloud:
     def _place(self, servers: Iterable[Server]) -> None:
         for server in servers:
             self.servers[server.id] = server
-            self.account.servers[server.id] = ServerAccount(name=server.name)
+            self.account.servers[server.id] = ServerAccount(name=server.name, zone=server.zone)
         self.order = sorted(self.servers.values(), key=lambda s: (int(s.created), s.number), reverse=True)
         self.rank = {s.id: at for at, s in enumerate(self.order)}
 

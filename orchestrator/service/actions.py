@@ -20,6 +20,7 @@ from orchestrator.ledger.begin import begin
 from orchestrator.ledger.engine import transaction
 from orchestrator.ledger.events import status_before_pause
 from orchestrator.ledger.holds import CONFLICTS_SHOWN, HeldElsewhere, take_holds
+from orchestrator.ledger.outages import forget_acknowledgements
 from orchestrator.ledger.plans import (
     PlanRecord,
     cancel_pending_jobs,
@@ -136,6 +137,7 @@ async def retry(
         _check_retryable(jobs, servers)
         _free(await take_holds(conn, plan.deployment or "", plan_id, [j.server_id for j in jobs]))
         await note_retries(conn, plan_id, [j.ord for j in jobs])
+        await forget_acknowledgements(conn, plan.deployment or "", [j.server_id for j in jobs])
         why = Reason(code="retried", message=reason or f"Retried by {principal.name}.")
         now = await plan_now(conn)
         for part in (jobs[i : i + RETRY_BATCH] for i in range(0, len(jobs), RETRY_BATCH)):

@@ -3,12 +3,15 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator.clouds.config import CloudSettings, cloud_names, load_cloud
-from orchestrator.errors import CloudConfigInvalid
+from orchestrator.errors import CloudConfigInvalid, Conflict, NotFound
 from orchestrator.ledger.clouds import CloudRecord, cloud_records
+from orchestrator.ledger.engine import transaction
+from orchestrator.ledger.projects import release_project, stop_project
 from orchestrator.log import get_logger
 from orchestrator.service.roles import Principal, Right
 from orchestrator.service.views import CloudView, HealthView, ProjectView
@@ -72,12 +75,47 @@ async def list_clouds(engine: AsyncEngine, book: CloudBook, principal: Principal
     ]
 
 
+async def stop_cloud(
+    engine: AsyncEngine, book: CloudBook, principal: Principal, name: str, *, reason: str | None
+) -> CloudView:
+    """The emergency stop of a cloud's project, under whatever name: nothing more is sent, whatever the plan; what is in
+    flight goes on. Raises `NotFound`, and `Conflict` (`never_signed_in`) for a cloud whose project is not known yet."""
+    return await _act(engine, book, principal, name, stop_project, reason)
+
+
+async def release_cloud(
+    engine: AsyncEngine, book: CloudBook, principal: Principal, name: str, *, reason: str | None
+) -> CloudView:
+    """Takes the emergency stop back; raises what `stop_cloud` does."""
+    return await _act(engine, book, principal, name, release_project, reason)
+
+
+async def _act(
+    engine: AsyncEngine, book: CloudBook, principal: Principal, name: str, act: Any, reason: str | None
+) -> CloudView:
+    principal.need(Right.STOP_CLOUDS)
+    principal.need_cloud(name)
+    configured = name in await book.names()
+    async with transaction(engine) as conn:
+        record = (await cloud_records(conn, [name])).get(name)
+        if record is None and not configured:
+            raise NotFound("There is no cloud of that name.")
+        if record is None or record.project is None:
+            raise Conflict(
+                "No worker has signed in to this cloud yet, so its project is not known, and nothing is sent to it.",
+                code="never_signed_in",
+            )
+        await act(conn, record.project, by=principal.name, why=reason)
+        return _view(name, (await cloud_records(conn, [name]))[name], configured=configured)
+
+
 def _view(name: str, record: CloudRecord | None, *, configured: bool) -> CloudView:
     project = None
     if record is not None and record.deployment is not None:
         project = ProjectView(
             deployment=record.deployment, region=record.region or "", project_id=record.project_id or "",
             paused=bool(record.paused), paused_reason=record.paused_reason,
+            paused_by=record.paused_by, paused_at=record.paused_at,
         )  # fmt: skip
     health = HealthView(status="unknown", error=None, checked_at=None)
     if record is not None and record.healthy is not None:

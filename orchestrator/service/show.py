@@ -72,6 +72,13 @@ def reason_view(code: str | None, message: str | None) -> ReasonView | None:
     return None if code is None else ReasonView(code=code, message=message or "")
 
 
+def cloud_paused(by: str | None, why: str | None) -> ReasonView:
+    """Why a running plan sends nothing, by the emergency stop of its cloud."""
+    return ReasonView(
+        code="cloud_paused", message=f"{by or 'Somebody'} has paused its cloud: {why or 'no reason given'}"
+    )
+
+
 def _plan(
     r: PlanRecord, counts: LedgerCounts, waves: Sequence[WaveRecord], *, url: str, configured_rate: float | None,
     now: datetime,
@@ -81,6 +88,8 @@ def _plan(
     allowed = _least(r.rate, limiter.get("allowed"), r.learned_write_rate, configured_rate)
     all_counts = _counts(counts.values())
     reason = reason_view(r.reason_code, r.reason_message)
+    if r.cloud_paused and status in SENDING:
+        reason = cloud_paused(r.paused_by, r.paused_reason)
     if reason is None and status in SENDING:
         reason = reason_view(r.trouble_code, r.trouble_message)
     return PlanView(
@@ -111,6 +120,7 @@ def _eta(
         in_flight=sum(getattr(counts, s.value) for s in IN_FLIGHT_JOB_STATES),
         waves_left=len(left), rate=rate, max_in_flight=r.max_in_flight,
         rebuild_seconds=r.learned_rebuild_seconds, bake_seconds=bakes,
+        budget_places=r.budget_places,
     )  # fmt: skip
     return None if found is None else EtaView(finish_at=found.finish_at, limited_by=found.limited_by)
 

@@ -107,7 +107,7 @@ class EtaView(View):
 
     finish_at: datetime
     limited_by: str
-    """rate or max_in_flight."""
+    """rate, max_in_flight or max_unavailable."""
 
 
 class PlanView(View):
@@ -232,6 +232,8 @@ class ProjectView(View):
     project_id: str
     paused: bool
     paused_reason: str | None
+    paused_by: str | None = None
+    paused_at: datetime | None = None
 
 
 class HealthView(View):

@@ -5,7 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.domain.budget import Candidate, choose, rooms
+from orchestrator.domain.budget import Candidate, choose, group_of, key_of, places, rooms
+from orchestrator.domain.units import Size
 
 GROUPS = ("az1", "az2", "az3")
 
@@ -54,3 +55,16 @@ def test_who_may_go_is_not_left_behind(
 @given(some, st.integers(0, 20))
 def test_without_a_budget_the_first_ones_go(pending: list[Candidate], places: int) -> None:
     assert choose(pending, places, None, set()) == pending[:places]
+
+
+def test_a_group_is_the_zone_the_host_or_a_metadata_value_or_none() -> None:
+    def of(per: str) -> str:
+        return group_of(per, zone="az1", host="h7", metadata={"role": "web"})
+
+    assert [of(p) for p in ("availability_zone", "host", "metadata.role", "metadata.no")] == ["az1", "h7", "web", ""]
+    assert [key_of(p) for p in ("availability_zone", "host", "metadata.role")] == [None, None, "role"]
+
+
+def test_places_are_a_count_as_given_or_a_percentage_rounded_down_but_at_least_one() -> None:
+    assert [places(Size.parse("20%"), n) for n in (3, 5, 9, 10)] == [1, 1, 1, 2]
+    assert [places(Size.parse(3), n) for n in (1, 100)] == [3, 3]

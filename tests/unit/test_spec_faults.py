@@ -288,9 +288,7 @@ def test_a_waves_own_servers_are_the_plans() -> None:
         ("targets.servers", [A, {"id": B, "rebuild": UD}], "targets.servers[1].rebuild.user_data"),
         ("targets.servers", [{"id": B, "rebuild": {"key_name": "k"}}], "targets.servers[0].rebuild.key_name"),
         ("rebuild.user_data", {"ref": "env:UD"}, "rebuild.user_data.ref"),
-        ("rollout.max_unavailable", {"per": "availability_zone", "limit": "20%"}, "rollout.max_unavailable"),
         ("verify", [{"http": {"port": 80, "path": "/health"}}], "verify"),
-        ("priority", 5, "priority"),
         ("notify", [{"url": "https://x.example", "events": ["halted"]}], "notify"),
     ],
 )  # fmt: skip

@@ -18,7 +18,7 @@ from orchestrator.ledger.prepare import Target
 from orchestrator.rehearsal import Fault, FaultKind, RehearsalConfig, Running, serve
 from workers.driver import mirror
 from workers.driver.mirror import FEW, GONE_READS
-from workers.prepare.lookup import servers_of
+from workers.prepare.lookup import Found, listed_of, servers_of
 
 UNKNOWN = "00000000-0000-4000-8000-000000000001"
 SECONDS = 0.6
@@ -63,6 +63,11 @@ def plan_of(ids: list[str]) -> tuple[PlanSpec, list[Target]]:
     return parse_spec(document), [Target(ord=i, server_id=s, find=None, overrides=None) for i, s in enumerate(ids)]
 
 
+async def lookup(cloud: OpenStackCloud, ids: list[str]) -> list[Found]:
+    spec, targets = plan_of(ids)
+    return await servers_of(cloud, spec, targets, await listed_of(cloud, spec, targets))
+
+
 def hide(running: Running, server_id: str) -> None:
     running.cloud.fail(Fault(kind=FaultKind.VANISHED, servers=frozenset({server_id})))
 
@@ -73,7 +78,7 @@ async def test_a_server_that_is_hidden_once_is_found(
 ) -> None:
     ids = list(running.cloud.servers)[:n]
     hide(running, ids[1])
-    found = await servers_of(cloud, *plan_of(ids))
+    found = await lookup(cloud, ids)
     assert [f.server and f.server.id for f in found] == ids
     assert asked.count(ids[1]) == 2
     assert len(asked) == (4 if n <= FEW else 2), "only what answered 404 is asked again"
@@ -84,7 +89,7 @@ async def test_a_server_that_is_never_shown_is_given_up_as_every_other_404_is(
 ) -> None:
     ids = [*list(running.cloud.servers)[:2], UNKNOWN]
     began = time.monotonic()
-    found = await servers_of(cloud, *plan_of(ids))
+    found = await lookup(cloud, ids)
     assert time.monotonic() - began >= SECONDS
     assert [f.server and f.server.id for f in found] == [*ids[:2], None]
     assert asked.count(UNKNOWN) >= GONE_READS
@@ -96,5 +101,5 @@ async def test_nothing_waits_where_every_server_is_shown(
 ) -> None:
     monkeypatch.setattr(mirror, "GONE_SECONDS", 3600.0)
     ids = list(running.cloud.servers)[:3]
-    assert len(await servers_of(cloud, *plan_of(ids))) == 3
+    assert len(await lookup(cloud, ids)) == 3
     assert asked == ids

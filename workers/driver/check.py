@@ -1,5 +1,6 @@
 """Checking: the last look at a server before its disk is wiped."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from orchestrator.ledger.prepare import known_actions, last_rebuild_states
 from orchestrator.ledger.reconcile import AttemptKey, LostAttempt, known_effects
 from orchestrator.ledger.transitions import JobKey
 from orchestrator.log import get_logger
+from workers.driver.budgets import regroup
 from workers.driver.desk import Checked, Desk
 from workers.driver.hooks import call_drain
 from workers.driver.mirror import FEW, FRESH_SECONDS, View
@@ -68,6 +70,7 @@ async def check_batch(desk: Desk, jobs: Sequence[ClaimedJob]) -> None:
 
 
 async def _check(desk: Desk, jobs: Sequence[ClaimedJob]) -> None:
+    began = time.monotonic()
     try:
         await _freshen(desk, [j.server_id for j in jobs])
     except CloudError as e:
@@ -78,12 +81,15 @@ async def _check(desk: Desk, jobs: Sequence[ClaimedJob]) -> None:
                                               reason=Reason(code=e.code, message=e.message)))  # fmt: skip
         return
     late = await _late_effects(desk, jobs)
-    candidates = [job for job in jobs if job.key not in late and await _passes(desk, job)]
+    moved = await regroup(desk, jobs)
+    candidates = [job for job in jobs if job.key not in late and await _passes(desk, job, elsewhere=job.key in moved)]
     done = await _already_there(desk, candidates)
     async with desk.engine.connect() as conn:
         known = await known_actions(conn, desk.own.deployment, [j.server_id for j in candidates])
     for job in candidates:
-        if job.server_id in done:
+        if desk.lowered.get(job.plan_id, began) > began:  # it was claimed when more might be under way
+            await _let_go(desk, job, Happened(event=JobEvent.POSTPONE))
+        elif job.server_id in done:
             await _let_go(desk, job, Happened(event=JobEvent.SKIP, reason=ALREADY_THERE))
         else:
             await _make_ready(desk, job, known.get(job.server_id, ()))
@@ -128,9 +134,9 @@ async def _freshen(desk: Desk, server_ids: Sequence[str]) -> None:
             await mirror.read_one(i)
 
 
-async def _passes(desk: Desk, job: ClaimedJob) -> bool:
+async def _passes(desk: Desk, job: ClaimedJob, *, elsewhere: bool) -> bool:
     view, plan = desk.mirror.view(job.server_id), desk.plans.get(job.plan_id)
-    if plan is None or not plan.running or view is None:
+    if plan is None or not plan.running or view is None or elsewhere:
         await _let_go(desk, job, Happened(event=JobEvent.POSTPONE))
         return False
     if view.server is None and not desk.mirror.surely_gone(job.server_id):

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,6 +19,7 @@ from orchestrator.ledger.leases import guard
 from orchestrator.ledger.transitions import JobChange, lock_plans, move_jobs, move_plan
 from orchestrator.log import get_logger
 from workers.driver import drift
+from workers.driver.budgets import Budgets, claim_some, read_budgets
 from workers.driver.desk import Desk
 from workers.driver.gates import carry_out, finish_reason, move_of, with_limits
 
@@ -33,6 +35,8 @@ PART_FREE = 0.25
 """How much of the queue must be free before more is claimed: a transaction for a handful of jobs is dear."""
 NOTHING_YET = 5.0
 """Seconds after which the gate is asked again though nothing is known to have changed."""
+WITH_BUDGET = 1.5
+"""The same where a disruption budget is kept: servers come back, and people acknowledge outages of other plans."""
 
 
 GATED = (PlanStatus.RUNNING, PlanStatus.BAKING, PlanStatus.CANCELLING)
@@ -64,7 +68,8 @@ async def claim_forever(desk: Desk, reload: Callable[[Desk], Awaitable[None]]) -
         if desk.breaker.reason:
             ahead = 1  # the one that is tried when the cloud answers again
         room = ahead - len(desk.ready) - len(desk.unchecked)
-        due = desk.woken.is_set() or time.monotonic() > asked_at + NOTHING_YET or _time_has_come(desk)
+        patience = WITH_BUDGET if desk.mirror.census else NOTHING_YET
+        due = desk.woken.is_set() or time.monotonic() > asked_at + patience or _time_has_come(desk)
         if room >= ahead * PART_FREE and due and not (desk.stopping or paused or desk.reconciling):
             desk.woken.clear()
             asked_at, desk.waits.next = time.monotonic(), None
@@ -103,7 +108,6 @@ async def _return_orphans(desk: Desk) -> None:
 async def claim(desk: Desk, room: int) -> int:
     """Asks the gate for every plan, carries out what it says, and claims up to `room` jobs; how many came."""
     own = desk.own
-    claimed: list[ClaimedJob] = []
     again = False
     async with desk.engine.begin() as conn:
         await guard(conn, own.lease, own.fence, unexpired=True)
@@ -112,12 +116,13 @@ async def claim(desk: Desk, room: int) -> int:
         await _settle_ended(conn, rows)
         now = desk.lease.now()
         plans = [p for p in rows.values() if p.id in desk.plans and p.status in GATED and drift.known(desk, p, now)]
-        figures = drift.with_drift(desk, plans, with_limits(desk, await drive.figures(conn, plans)))
+        found = await read_budgets(conn, desk, plans)
+        figures = found.with_rooms(drift.with_drift(desk, plans, with_limits(desk, await drive.figures(conn, plans))))
         shares: list[tuple[DrivenPlan, Start]] = []
         for plan in plans:
             if plan.status is PlanStatus.CANCELLING:
                 again |= await _sweep(conn, desk, plan)
-                figures |= with_limits(desk, await drive.figures(conn, [plan]))
+                figures |= found.with_rooms(with_limits(desk, await drive.figures(conn, [plan])))
             answer = gate(figures[plan.id], now)
             again |= await carry_out(conn, plan, figures[plan.id], answer, waits=desk.waits,
                                      approval_seconds=desk.plans[plan.id].settings.approval.expires,
@@ -128,21 +133,42 @@ async def claim(desk: Desk, room: int) -> int:
                 shares.append((plan, answer))
         taken = sum(f.in_flight for f in figures.values())
         room = min(room, max(0, desk.settings.max_in_flight - taken))
-        for plan, start, n in allot(shares, {p.id: _priority(desk, p) for p in plans}, room):
-            claimed += await drive.pending_jobs(conn, own.deployment, plan.id, wave=start.wave, limit=n)
-        changes = [
-            JobChange(plan_id=j.plan_id, ord=j.ord, server_id=j.server_id, expected=JobState.PENDING,
-                      decision=Decision(state=JobState.CHECKING))
-            for j in claimed
-        ]  # fmt: skip
-        moved = await move_jobs(conn, own.deployment, changes)
+        claimed = await _claim_all(conn, desk, found, shares, {p.id: _priority(desk, p) for p in plans}, room)
         failpoint("claim.before_commit")
-    desk.claimed.update(moved)
-    claimed = [j for j in claimed if j.key in moved]
+    desk.claimed.update(j.key for j in claimed)
     desk.unchecked.extend(claimed)
     if again or len(claimed) == room:
         desk.woken.set()
     return len(claimed)
+
+
+async def _claim_all(
+    conn: AsyncConnection, desk: Desk, found: Budgets, shares: list[tuple[DrivenPlan, Start]],
+    priorities: dict[object, int], room: int,
+) -> list[ClaimedJob]:  # fmt: skip
+    """Claims what the plans are given of the room. What one has no use for, since its budget leaves no room or its jobs
+    wait for something, goes to the others."""
+    claimed: list[ClaimedJob] = []
+    while shares and room > 0:
+        left: list[tuple[DrivenPlan, Start]] = []
+        wanting: list[ClaimedJob] = []
+        given = allot(shares, priorities, room)
+        for plan, start, n in given:
+            jobs = await claim_some(conn, desk, found, plan, start, n)
+            wanting += jobs
+            if len(jobs) == n and start.places > n:
+                left.append((plan, replace(start, places=start.places - n)))
+        changes = [
+            JobChange(plan_id=j.plan_id, ord=j.ord, server_id=j.server_id, expected=JobState.PENDING,
+                      decision=Decision(state=JobState.CHECKING))
+            for j in wanting
+        ]  # fmt: skip
+        moved = await move_jobs(conn, desk.own.deployment, changes)
+        claimed += [j for j in wanting if j.key in moved]
+        room -= len(wanting)
+        unserved = {p.id for p, _ in shares} - {p.id for p, _, _ in given}
+        shares = left + [s for s in shares if s[0].id in unserved]
+    return claimed
 
 
 async def _settle_ended(conn: AsyncConnection, rows: Mapping[UUID, DrivenPlan]) -> None:

@@ -163,6 +163,8 @@ class Desk:
     """Why nothing is claimed or sent yet: another database answers than the ledger was last known to be true on."""
     reload_wanted: bool = False
     """The ledger has moved jobs that this driver doesn't have in memory yet."""
+    lowered: dict[UUID, float] = field(default_factory=dict)
+    """Plans whose `max_in_flight` was lowered: `time.monotonic()` of it. What was claimed before goes back."""
     orphans: bool = False
     """A claim's COMMIT got no answer: jobs may be `checking` that nobody has."""
     metadata_items: int = METADATA_ITEMS

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from orchestrator.clouds.protocol import Cloud, Server
+from workers.driver.census import Census
 
 OVERLAP = timedelta(seconds=10)
 """How far each poll reaches back behind the `Date` of the one before: the cloud's own clocks differ a little."""
@@ -52,6 +53,8 @@ class Mirror:
     """When the last complete poll began: every view is confirmed as of then."""
     full_at: float = float("-inf")
     """When the last full read began."""
+    census: Census | None = None
+    """All servers of the project, where a disruption budget counts them."""
 
     def view(self, server_id: str) -> View | None:
         """The newest view of a server, whatever its age."""
@@ -76,6 +79,20 @@ class Mirror:
         for gone in self._views.keys() - self.wanted:
             del self._views[gone]
 
+    def count(self, keys: frozenset[str] | None) -> None:
+        """Whether all servers are to be counted from now on, with which metadata. A wider census begins anew: it is
+        complete after the next full read, which is due at once."""
+        if keys is None:
+            self.census = None
+        elif self.census is None or not keys <= self.census.keys:
+            self.census = Census(keys=keys)
+            self.full_at = float("-inf")
+
+    def fresh_census(self, seconds: float) -> Census | None:
+        """The census, where it is complete and confirmed within so many seconds."""
+        fresh = time.monotonic() <= self._changes_at + seconds
+        return self.census if self.census is not None and self.census.complete and fresh else None
+
     async def read_few(self, server_ids: Iterable[str]) -> list[Server]:
         """Reads servers one by one."""
         return [s for i in server_ids if (s := (await self.read_one(i)).server)]
@@ -91,7 +108,15 @@ class Mirror:
         else:
             self._missing.pop(server_id, None)
         self._views[server_id] = view
+        if self.census is not None:
+            self._count_one(self.census, server_id, server)
         return view
+
+    def _count_one(self, census: Census, server_id: str, server: Server | None) -> None:
+        if server is not None:
+            census.note(server)
+        elif self.surely_gone(server_id):
+            census.forget(server_id)
 
     async def read_patiently(self, server_ids: Iterable[str]) -> dict[str, Server | None]:
         """Reads servers by their ids, and those that answer 404 again, until they show themselves or are surely gone
@@ -114,14 +139,17 @@ class Mirror:
 
     async def read_all(self) -> list[Server]:
         """Reads the whole project; what a list leaves out keeps its old view, for a list proves nobody gone."""
-        if len(self.wanted) <= FEW:
+        if len(self.wanted) <= FEW and self.census is None:
             began = time.monotonic()
             wanted = list(self.wanted)  # it may change meanwhile
             servers = await self.read_few(wanted)
             oldest = min((v.date for i in wanted if (v := self._views.get(i))), default=None)
             self._since = oldest or self._since
         else:
+            census = self.census
             began, servers = await self._read(None)
+            if census is not None and census is self.census:
+                census.complete = True
         self._changes_at = self.full_at = began
         return servers
 
@@ -139,6 +167,8 @@ class Mirror:
         async for page in self.cloud.list_servers(changes_since=changes_since, page=size):
             first = first or page.date
             for server in page.servers:
+                if self.census is not None:
+                    self.census.note(server)
                 if server.id in self.wanted:
                     slim = self._kept(server)
                     self._views[server.id] = View(server=slim, seen_at=began, date=page.date)

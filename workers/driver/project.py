@@ -2,9 +2,11 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -27,6 +29,7 @@ from orchestrator.ledger.reconcile import Changed, changed
 from orchestrator.ledger.transitions import JobChange
 from orchestrator.log import get_logger
 from workers.cloud import limits_of, signed_in
+from workers.driver.budgets import census_keys
 from workers.driver.check import check_batch
 from workers.driver.claim import claim_forever
 from workers.driver.desk import Desk, LivePlan, Watched
@@ -205,9 +208,25 @@ async def _reload(desk: Desk, *, adopt: bool = True) -> None:
         plans[plan_id] = LivePlan(row=row, spec=spec, policy=policy_of(spec), settings=settings, pace=pace,
                                   limits=limits_of(settings, desk.limits.project_id),
                                   waves=len(spec.rollout.waves))  # fmt: skip
-    desk.plans = plans
+    before, desk.plans = desk.plans, plans
+    for plan_id, plan in plans.items():
+        if plan_id in before and plan.row.max_in_flight < before[plan_id].row.max_in_flight:
+            await _take_back(desk, plan_id)
+    desk.mirror.count(census_keys(plans.values()))
     if adopt:
         _adopt_moved(desk, moving)
+
+
+async def _take_back(desk: Desk, plan_id: UUID) -> None:
+    """What is claimed of a plan and not sent goes back: fewer may be under way now. Its epoch has moved, so that
+    nothing that was checked before passes the second gate."""
+    desk.lowered[plan_id] = time.monotonic()
+    back = [c.job for c in desk.ready if c.job.plan_id == plan_id]
+    back += [j for j in desk.unchecked if j.plan_id == plan_id]
+    desk.ready = deque(c for c in desk.ready if c.job.plan_id != plan_id)
+    desk.unchecked = deque(j for j in desk.unchecked if j.plan_id != plan_id)
+    for job in back:
+        await desk.happen(job, JobState.CHECKING, Happened(event=JobEvent.POSTPONE))
 
 
 def _settings_of(cloud: str, otherwise: CloudSettings) -> CloudSettings:

@@ -52,7 +52,8 @@ async def watch_forever(desk: Desk, looks: asyncio.TaskGroup) -> None:
             failpoint("watch.before_poll")
             if began > desk.mirror.full_at + FULL_SECONDS:
                 await desk.mirror.read_all()
-            elif desk.watched or desk.open or desk.unchecked or desk.ready or desk.breaker.reason:
+                desk.woken.set()  # there may be a census now
+            elif desk.watched or desk.open or desk.unchecked or desk.ready or desk.breaker.reason or desk.mirror.census:
                 await desk.mirror.read_changes()
             desk.breaker.read_worked()
             failed = 0
@@ -63,7 +64,9 @@ async def watch_forever(desk: Desk, looks: asyncio.TaskGroup) -> None:
             failed += 1
             await _trouble(desk, e, failed)
         await _overdue(desk)
-        await asyncio.sleep(max(0.05, began + _interval(desk) - time.monotonic()))
+        await asyncio.sleep(0.05)
+        while (left := began + _interval(desk) - time.monotonic()) > 0:  # noqa: ASYNC110  shorter once something is sent
+            await asyncio.sleep(min(left, SHORTEST / 2))
 
 
 async def _trouble(desk: Desk, error: CloudError, failed: int) -> None:
@@ -82,6 +85,8 @@ async def _trouble(desk: Desk, error: CloudError, failed: int) -> None:
 def _interval(desk: Desk) -> float:
     """Seconds from one poll's begin to the next: a fraction of what a rebuild takes, as soon as ends are near."""
     usual = desk.rebuild_seconds
+    if desk.mirror.census and not desk.mirror.census.complete:
+        return SHORTEST
     if not desk.watched or usual is None:
         return SHORTEST if desk.watched or desk.unchecked or desk.ready else LONGEST / 2
     oldest = min(w.accepted_at for w in desk.watched.values())

@@ -67,13 +67,18 @@ def _image_fault(path: str, reference: str, candidates: Sequence[Image]) -> Faul
                  message=f"{len(candidates)} images are named {reference!r}; give an id: {ids}")  # fmt: skip
 
 
-async def servers_of(cloud: OpenStackCloud, spec: PlanSpec, targets: Sequence[Target]) -> list[Found]:
-    """The plan's servers in their stable order: explicit ones as written, then selected ones by name."""
+async def listed_of(cloud: OpenStackCloud, spec: PlanSpec, targets: Sequence[Target]) -> dict[str, Server]:
+    """Every server of the project; none where a few are named by id and nobody has to know of the others."""
     by_id_only = spec.targets.select is None and all(t.server_id and not t.find for t in targets)
-    if by_id_only and len(targets) <= FEW:
-        listed: dict[str, Server] = {}
-    else:
-        listed = {s.id: s async for page in cloud.list_servers() for s in page.servers}
+    if by_id_only and len(targets) <= FEW and spec.rollout.max_unavailable is None:
+        return {}
+    return {s.id: s async for page in cloud.list_servers() for s in page.servers}
+
+
+async def servers_of(
+    cloud: OpenStackCloud, spec: PlanSpec, targets: Sequence[Target], listed: Mapping[str, Server]
+) -> list[Found]:
+    """The plan's servers in their stable order: explicit ones as written, then selected ones by name."""
     found = await _explicit(cloud, targets, listed)
     exclude = spec.targets.exclude
     if select := spec.targets.select:

@@ -23,7 +23,8 @@ from orchestrator.ledger import prepare
 from orchestrator.ledger.holds import who_holds
 from orchestrator.ledger.prepare import Prepared, PreparedJob, PreparedWave, PreparingPlan, Target
 from workers.cloud import limits_of
-from workers.prepare.lookup import Found, check_count, images_of, servers_of
+from workers.prepare.groups import with_groups
+from workers.prepare.lookup import Found, check_count, images_of, listed_of, servers_of
 
 ACTIONS_AT_ONCE = 8
 NO_REIMAGE = Reason(
@@ -39,7 +40,8 @@ async def resolve(
     """The plan as it is to be published. Raises `Rejected` with the faults found, and `CloudError`."""
     rollback = plan.rollback_of is not None
     images = await images_of(cloud, spec, targets, leave_out=rollback)
-    found = await servers_of(cloud, spec, targets)
+    listed = await listed_of(cloud, spec, targets)
+    found = await servers_of(cloud, spec, targets, listed)
     check_count(spec, found)
     limits = limits_of(config.settings, project.project_id)
     image = images.get(spec.image or "") or Image(id=spec.image or "", name=spec.image or "", status="deleted")
@@ -68,7 +70,9 @@ async def resolve(
             alike.append(len(jobs) - 1)
     for i in await _really_there(engine, cloud, project.deployment, [jobs[i].server_id for i in alike], alike):
         jobs[i] = replace(jobs[i], verdict=Verdict.SKIP, reason=ALREADY_THERE)
-    return await _prepared(engine, config, spec, plan, project, image, jobs)
+    prepared = await _prepared(engine, config, spec, plan, project, image, jobs)
+    budget = spec.rollout.max_unavailable
+    return with_groups(prepared, budget, found, listed) if budget else prepared
 
 
 def _no_way_back(wanted: str | None, image: Image | None) -> Reason | None:

@@ -25,7 +25,7 @@ from orchestrator.api.requests import (
 from orchestrator.api.stream import stream_events
 from orchestrator.errors import Fault
 from orchestrator.service import actions, copies, hooks, reads, settle
-from orchestrator.service.errors import NotSupportedYet, RequestInvalid
+from orchestrator.service.errors import RequestInvalid
 from orchestrator.service.submit import submit
 
 MAX_SEQ = 2**63 - 1
@@ -168,12 +168,6 @@ async def answer_hook(request: web.Request) -> web.Response:
         token=token.strip() or None if scheme.lower() == "bearer" else None, result=body.result, message=body.message,
     )  # fmt: skip
     return answer(done)
-
-
-async def not_yet(request: web.Request) -> web.Response:
-    """What a later version does."""
-    what = request.path.rsplit("/", 1)[-1] if request.method == "POST" else "changing a running plan"
-    raise NotSupportedYet(f"{what}: this version can't do that yet.")
 
 
 def _idempotency_key(request: web.Request) -> str | None:

@@ -9,6 +9,7 @@ from orchestrator.domain.spec.rebuild import RebuildSpec as RebuildSpec
 from orchestrator.domain.spec.rebuild import ServerRebuild as ServerRebuild
 from orchestrator.domain.spec.rebuild import UserData as UserData
 from orchestrator.domain.spec.rollout import Failure as Failure
+from orchestrator.domain.spec.rollout import MaxUnavailable as MaxUnavailable
 from orchestrator.domain.spec.rollout import Rollout as Rollout
 from orchestrator.domain.spec.rollout import Wave as Wave
 from orchestrator.domain.spec.targets import Exclude as Exclude
