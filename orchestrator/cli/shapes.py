@@ -57,6 +57,7 @@ PLAN: tuple[Column, ...] = (
     ("eta", lambda plan: time_field("finish_at")[1](plan.get("eta") or {})),
     field("eta", "limited_by", name="limited_by"),
     field("digest"),
+    field("rollback_of"),
     field("labels"),
     field("created_by"),
     time_field("created_at"),

@@ -13,10 +13,12 @@ from uuid_utils.compat import uuid7
 
 from orchestrator.domain.decide import Reason
 from orchestrator.domain.rollback import DATA_IS_GONE, rollback_spec
+from orchestrator.domain.states import IN_FLIGHT_JOB_STATES, JobState
 from orchestrator.errors import Conflict, Fault, NotFound
 from orchestrator.ledger.copies import ChangedServer, Source, changed_servers, source_plan, target_rows
 from orchestrator.ledger.engine import transaction
 from orchestrator.ledger.holds import CONFLICTS_SHOWN
+from orchestrator.ledger.plans import job_counts
 from orchestrator.ledger.sql import to_json
 from orchestrator.ledger.submit import NewPlan, insert_plan
 from orchestrator.ledger.transitions import NewEvent, append_events, lock_plans
@@ -24,6 +26,9 @@ from orchestrator.service.deps import Deps
 from orchestrator.service.roles import Principal, Right
 from orchestrator.service.submit import earlier_plan, view_of
 from orchestrator.service.views import PlanView
+
+STILL_OPEN = (*sorted(IN_FLIGHT_JOB_STATES), JobState.STUCK, JobState.UNRESOLVED)
+"""Jobs that a rollback leaves to the plan itself."""
 
 
 async def clone(
@@ -71,6 +76,7 @@ async def rollback(
         if not source.started:
             raise Conflict("The plan was never started: there is nothing to take back.", code="never_started")
         changed = await changed_servers(conn, plan_id, wanted)
+        counts = (await job_counts(conn, [plan_id]))[plan_id]
     _check_changed(changed, wanted)
     principal.need_targets(len(changed))
     images = [c.image for c in changed if c.image]
@@ -80,6 +86,9 @@ async def rollback(
     said = f"Takes {len(images)} servers of plan {plan_id} back to the images that they had. {DATA_IS_GONE}"
     if unknown:
         said += f" Of {unknown} more no earlier image is known."
+    open_now = sum(wave.get(s, 0) for wave in counts.values() for s in STILL_OPEN)
+    if open_now and wanted is None:
+        said += f" {open_now} are still under way, stuck or unresolved, and stay as they are."
     plan = NewPlan(
         id=uuid7(), name=spec.name, cloud=spec.cloud, spec=spec.without_servers(), user_data=None,
         labels=dict(spec.labels), hold=hold, created_by=principal.name, idempotency_key=idempotency_key,

@@ -101,6 +101,7 @@ async def test_a_rollback_names_the_servers_that_the_plan_changed_with_the_image
     (event,) = (await api.get(f"/v1/plans/{back['id']}/events")).json["items"]
     assert "what was on the disks is gone" in event["reason"]["message"]
     assert event["data"]["no_previous_image"] == 1
+    assert "1 are still under way" in event["reason"]["message"]
     noted = (await api.get(f"/v1/plans/{plan_id}/events")).json["items"][-1]
     assert (noted["type"], noted["actor"], noted["reason"]["message"]) == (
         "plan.rollback", "admin", "it does not boot",

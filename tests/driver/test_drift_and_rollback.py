@@ -111,6 +111,8 @@ async def test_what_changed_since_the_preview_halts_the_start_before_anything_is
     assert (await site.status(plan))[1] == "drift"
     assert [site.received(i) for i in ids] == [0] * 30
     halted = await people.event(plan, "plan.halted")
+    assert "3 of 30 servers changed" in halted.reason_message
+    assert f"{ids[0]}: its metadata was changed" in halted.reason_message
     assert halted.data["drifted"] == 3
     assert {s["server_id"]: s["what"] for s in halted.data["servers"]} == {
         ids[0]: "its metadata was changed",
@@ -156,6 +158,23 @@ async def test_a_plan_that_nothing_overtook_starts_as_it_was_shown(site: Site, p
     await actions.start(people.deps, ADMIN, plan, digest=shown.digest)
     assert await site.ended(plan) == "succeeded"
     assert (await reads.get_plan(people.deps, ADMIN, plan)).digest == shown.digest
+
+
+async def test_a_scheduled_plan_is_looked_at_when_its_time_has_come(site: Site, people: People) -> None:
+    ids = site.named(53, 54, 58)
+    start_at = (datetime.now(UTC) + timedelta(hours=2)).isoformat()
+    plan = await site.submit({"targets": {"servers": ids}, "schedule": {"start_at": start_at}})
+    await people.stands(plan, "scheduled")
+    behind_its_back(site, image=ids[0], metadata=ids[1], status=ids[2])
+    async with site.engine.begin() as conn:
+        await conn.execute(text("UPDATE plans SET start_at = now() WHERE id = :id"), {"id": plan})
+    assert await site.ended(plan) == "halted"
+    assert (await people.event(plan, "plan.halted")).data["drifted"] == 3
+    assert [site.received(i) for i in ids] == [0] * 3
+    site.cloud.cloud.servers[ids[2]].vm_state = VmState.ACTIVE
+    site.cloud.cloud.servers[ids[2]].forget_view()
+    await actions.cancel(people.deps, ADMIN, plan)
+    assert await site.ended(plan) == "cancelled"
 
 
 async def test_outside_its_windows_a_plan_waits_and_is_looked_at_when_one_opens(site: Site, people: People) -> None:

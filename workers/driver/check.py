@@ -160,8 +160,9 @@ async def _passes(desk: Desk, job: ClaimedJob, *, elsewhere: bool) -> bool:
 
 def _drift(job: ClaimedJob, view: View) -> str | None:
     """What changed of a server since its plan was prepared, where that was earlier than started; a person's retry
-    takes it as it is."""
-    if job.seen_status is None or job.seen_metadata is None or job.attempt or job.retries or view.server is None:
+    takes it as it is, and what its `before` hook does to it is meant."""
+    passed = job.attempt or job.retries or job.drained_at
+    if job.seen_status is None or job.seen_metadata is None or passed or view.server is None:
         return None
     before = Prepared(image=job.previous_image, name=job.name, status=job.seen_status, metadata=job.seen_metadata)
     return drift(before, view.server)

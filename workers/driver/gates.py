@@ -1,6 +1,6 @@
 """Carrying out what the rollout gate says, but for claims: waves, bakes, approvals, windows, halts and ends."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -34,6 +34,10 @@ log = get_logger(__name__)
 
 WAITING = frozenset({"window_closed", "wave_does_not_fit"})
 """Reasons of a running plan that its windows keep from starting anything."""
+
+
+NAMED = 5
+"""How many of the servers that changed the halted plan's reason names."""
 
 
 def with_limits(desk: Desk, figures: Mapping[UUID, PlanFigures]) -> dict[UUID, PlanFigures]:
@@ -92,6 +96,8 @@ async def carry_out(
                 await waves.enter_wave(conn, plan.id, later)
             return True
         case Halt(reason=reason):
+            if reason.code == "drift" and drifted:
+                reason = replace(reason, message=f"{reason.message} {_first(drifted['servers'])}")
             await move_plan(conn, move_of(plan, PlanStatus.HALTED, reason=reason, stop_sending=True,
                                           data=drifted if reason.code == "drift" else None))  # fmt: skip
             log.warning("plan_halted", plan=str(plan.id), reason=reason.code, message=reason.message)
@@ -123,6 +129,11 @@ async def _go_on(conn: AsyncConnection, waits: Waits, plan: DrivenPlan, figures:
     else:
         waits.closes.pop(plan.id, None)
     return False
+
+
+def _first(servers: Sequence[Mapping[str, str]]) -> str:
+    shown = "; ".join(f"{s['server_id']}: {s['what']}" for s in servers[:NAMED])
+    return f"They are {shown}." if len(servers) <= NAMED else f"The first: {shown}; the event has them all."
 
 
 def _name(figures: PlanFigures, wave: int) -> str:
