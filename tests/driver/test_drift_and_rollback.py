@@ -1,6 +1,7 @@
 """Saved previews that the cloud overtook, copies of plans, and plans taken back: with real workers and a cloud over
 HTTP, through the use cases behind the API."""
 
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -158,6 +159,26 @@ async def test_a_plan_that_nothing_overtook_starts_as_it_was_shown(site: Site, p
     await actions.start(people.deps, ADMIN, plan, digest=shown.digest)
     assert await site.ended(plan) == "succeeded"
     assert (await reads.get_plan(people.deps, ADMIN, plan)).digest == shown.digest
+
+
+async def test_a_server_that_was_deleted_has_drifted_though_a_list_only_leaves_it_out(
+    site: Site, people: People
+) -> None:
+    ids = site.named(*range(90, 116))
+    plan = await people.ready({"targets": {"servers": ids}})
+    server = site.cloud.cloud.servers[ids[7]]
+    server.vm_state, server.deleted_at = VmState.DELETED, time.time()
+    server.forget_view()
+    await people.start(plan)
+    assert await site.ended(plan) == "halted"
+    assert (await people.event(plan, "plan.halted")).data == {
+        "drifted": 1, "servers": [{"server_id": ids[7], "what": "the server is gone"}],
+    }  # fmt: skip
+    assert [site.received(i) for i in ids] == [0] * 26
+    await actions.resume(people.deps, ADMIN, plan)
+    await people.stands(plan, "failed")
+    assert (await site.jobs(plan))[ids[7]] == ("refused", "unknown_server")
+    assert await site.states(plan) == {"refused": 1, "succeeded": 25}
 
 
 async def test_a_scheduled_plan_is_looked_at_when_its_time_has_come(site: Site, people: People) -> None:

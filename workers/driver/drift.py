@@ -59,7 +59,7 @@ async def _look(desk: Desk, plan_id: UUID) -> None:
     if prepared:
         mirror.wanted.update(ids)
         await mirror.read_all()
-        hidden = [i for i in ids if (view := mirror.view(i)) is None or view.server is None]
+        hidden = [i for i in ids if (v := mirror.view(i)) is None or v.server is None or v.seen_at < began]
         await mirror.read_patiently(hidden[:ASKED_BY_ID])
     changed: list[tuple[str, str]] = []
     for i, (server_id, before) in enumerate(prepared):
