@@ -46,8 +46,9 @@ chaos: setup-dev  ## Kill things at random and hold the cloud's account against 
 	$(BIN)/python -m tests.chaos.many --seeds $(or $(SEEDS),13-40) --out chaos.jsonl
 
 .PHONY: bench
-bench: setup-dev  ## Measure the ledger at 100,000 jobs
+bench: setup-dev  ## Measure the ledger at 100,000 jobs, and claims within budgets
 	$(BIN)/python -m bench.ledger
+	$(BIN)/python -m bench.budgets
 
 .PHONY: lint
 lint: setup-dev  ## Ruff, mypy and the import rules

@@ -31,7 +31,7 @@ OUTAGES = 500
 async def seed(bench: Bench, total: int, groups: int) -> tuple[UUID, int, dict[str, str]]:
     """A running plan with a budget of a fifth of each group, and some outages; its groups by server."""
     plan: UUID = uuid7()
-    ids = [f"00000000-0000-4000-8000-{i:012}" for i in range(total)]
+    ids = [f"00000000-0000-4000-9000-{i:012}" for i in range(total)]
     group = {s: f"g-{i % groups}" for i, s in enumerate(ids)}
     jobs = [PreparedJob(ord=i, server_id=s, wave=0, target_image="new", budget_group=group[s])
             for i, s in enumerate(ids)]  # fmt: skip

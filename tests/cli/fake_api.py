@@ -117,6 +117,12 @@ class FakeApi:
                 return self.job(server_id)
             case ["POST", "v1", "plans", plan_id, "jobs", server_id, "resolve"] if plan_id in self.plans:
                 return self.resolve(server_id, json.loads(await request.read()))
+            case ["POST", "v1", "plans", plan_id, "jobs", server_id, "skip" | "acknowledge"] if plan_id in self.plans:
+                return self.job(server_id)
+            case ["PATCH", "v1", "plans", plan_id] if plan_id in self.plans:
+                return web.json_response(self.look(plan_id))
+            case ["POST", "v1", "clouds", name, "pause" | "resume"]:
+                return web.json_response({"name": name})
             case ["GET", "v1", "plans", plan_id, "events"] if plan_id in self.plans:
                 if "text/event-stream" in request.headers["Accept"]:
                     return await self.stream(request)

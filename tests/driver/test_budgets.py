@@ -6,11 +6,13 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from orchestrator.ledger.outages import acknowledge_outage
-from orchestrator.ledger.transitions import NewEvent, append_events, lock_plans
 from orchestrator.rehearsal import Fault, FaultKind
+from orchestrator.service import servers
+from tests.driver.people import OPERATOR, People, people
 from tests.driver.site import Site
 from tests.parts import eventually
+
+__all__ = ["people"]
 
 
 def zone(site: Site, name: str, first: int, last: int) -> list[str]:
@@ -25,9 +27,9 @@ def within(servers: list[str], limit: int | str, **more: Any) -> Mapping[str, An
     return {"targets": {"servers": servers}, "rollout": rollout, "failure": failure, **more}
 
 
-def rack(site: Site, server_id: str, name: str) -> None:
+def put_on(site: Site, server_id: str, host: str) -> None:
     server = site.cloud.cloud.servers[server_id]
-    server.metadata["rack"] = name
+    server.host_id = host
     server.touch(site.cloud.cloud.now())
 
 
@@ -53,10 +55,13 @@ async def test_two_plans_in_one_zone_share_its_budget_and_other_zones_have_their
     assert not account.accepted_twice
 
 
-async def test_a_failed_server_keeps_its_place_until_a_person_acknowledges_it(site: Site) -> None:
-    first, *others = servers = zone(site, "az2", 73, 82)
+async def test_a_failed_server_keeps_its_place_until_a_person_acknowledges_it(
+    site: Site,
+    people: People,
+) -> None:
+    first, *others = chosen = zone(site, "az2", 73, 82)
     site.cloud.cloud.fail(Fault(kind=FaultKind.SPAWN_FAILS, servers=frozenset({first})))
-    plan = await site.submit(within(servers, 1))
+    plan = await site.submit(within(chosen, 1))
 
     async def failed() -> bool:
         return (await site.jobs(plan))[first][0] == "failed"
@@ -67,11 +72,7 @@ async def test_a_failed_server_keeps_its_place_until_a_person_acknowledges_it(si
     assert (await site.status(plan))[0] == "running"
     assert [site.received(i) for i in others] == [0] * len(others)
 
-    async with site.engine.begin() as conn:
-        await lock_plans(conn, [plan])
-        deployment = (await conn.execute(text("SELECT deployment FROM projects LIMIT 1"))).scalar_one()
-        assert await acknowledge_outage(conn, deployment, first, "tests")
-        await append_events(conn, [NewEvent(plan_id=plan, type="job.acknowledged", actor="tests", server_id=first)])
+    await servers.acknowledge(people.deps, OPERATOR, plan, first, reason="its host is being repaired")
     assert await site.ended(plan) == "failed"
     assert await site.states(plan) == {"failed": 1, "succeeded": len(others)}
 
@@ -96,23 +97,24 @@ async def test_a_fleet_with_broken_servers_can_be_mended_and_nothing_else_goes_f
 
 
 async def test_a_server_that_moved_to_another_group_waits_for_room_there(site: Site) -> None:
-    """Between preparing and the check a server has migrated: the ledger learns of its new group, with its places."""
-    servers = site.named(111, 112)
-    for i in servers:
-        rack(site, i, "r1")
-    document = within(list(servers), 1, hold=True)
-    document["rollout"]["max_unavailable"]["per"] = "metadata.rack"
+    """Between preparing and the check a server was migrated: the ledger learns of its new group, with its places."""
+    stays, moves = site.named(111, 112)
+    put_on(site, stays, "a" * 56)
+    put_on(site, moves, "a" * 56)
+    document = within([stays, moves], "50%", hold=True)
+    document["rollout"]["max_unavailable"]["per"] = "host"
     plan = await site.submit(document)
 
     async def ready() -> bool:
         return (await site.status(plan))[0] == "ready"
 
     await eventually(ready, deadline=30, message="the preview is ready")
-    assert await groups(site, plan) == [("r1", 2, 1)]
-    rack(site, servers[1], "r2")
+    assert await groups(site, plan) == [("a" * 56, 2, 1)]
+    put_on(site, moves, "b" * 56)
     await site.start(plan)
     assert await site.ended(plan) == "succeeded"
-    assert await groups(site, plan) == [("r1", 2, 1), ("r2", 1, 1)]
+    assert await groups(site, plan) == [("a" * 56, 2, 1), ("b" * 56, 1, 1)]
     async with site.engine.connect() as conn:
         rows = await conn.execute(text("SELECT budget_group FROM jobs WHERE plan_id = :p ORDER BY ord"), {"p": plan})
-        assert list(rows.scalars()) == ["r1", "r2"]
+        assert list(rows.scalars()) == ["a" * 56, "b" * 56]
+    await site.assert_ledger_is_sound(plan)
