@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from ipaddress import ip_address
 from typing import Any
 
 from aiohttp import web
@@ -23,6 +24,7 @@ class Admin:
         return [
             web.get("/rehearsal/account", self.account),
             web.get("/rehearsal/servers", self.servers),
+            web.put("/rehearsal/servers/{server}/addresses", self.set_addresses),
             web.get("/rehearsal/faults", self.faults),
             web.post("/rehearsal/faults", self.add_faults),
             web.delete("/rehearsal/faults", self.clear_faults),
@@ -39,6 +41,19 @@ class Admin:
         """All servers as they truly are, deleted and vanished ones too, in one answer: id → what there is of it."""
         self.cloud.now()
         return web.json_response({"servers": {s.id: _true(s) for s in self.cloud.servers.values()}})
+
+    async def set_addresses(self, request: web.Request) -> web.Response:
+        """`{"addresses": {"private": [{"addr": "127.0.0.5", "type": "fixed"}, …], …}}` instead of a server's own."""
+        server = self.cloud.servers.get(request.match_info["server"])
+        if server is None:
+            return web.Response(status=404)
+        try:
+            given = (await request.json())["addresses"]
+            addresses = {net: [_address(entry) for entry in listed] for net, listed in given.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
+            return web.json_response({"error": f"{type(e).__name__}: {e}"}, status=400)
+        self.cloud.set_addresses(server.id, addresses)
+        return web.Response(status=204)
 
     async def faults(self, _: web.Request) -> web.Response:
         return web.json_response({"faults": [_shown(f) for f in self.cloud.faults.in_force(self.cloud.now())]})
@@ -66,6 +81,12 @@ class Admin:
         self.cloud.now()
         gone = self.cloud.images.pop(request.match_info["image"], None)
         return web.Response(status=404 if gone is None else 204)
+
+
+def _address(entry: Any) -> tuple[str, str]:
+    if entry["type"] not in ("fixed", "floating"):
+        raise ValueError("an address is fixed or floating")
+    return str(ip_address(entry["addr"])), entry["type"]
 
 
 def _true(server: Server) -> dict[str, Any]:

@@ -246,6 +246,13 @@ class RehearsalCloud:
         server.tags = sorted(set(tags))
         server.forget_view()
 
+    def set_addresses(self, server_id: str, addresses: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+        """Gives a server other addresses, for what is to be reached or not: by network, each `fixed` or `floating`;
+        `updated` stays, as it does in Nova for an address that Neutron moves."""
+        server = self.servers[server_id]
+        server.addresses = {network: list(listed) for network, listed in addresses.items()}
+        server.forget_view()
+
     def record(self, caller: Caller, server: Server, name: str) -> Action:
         """A new action in the server's account."""
         user = caller.user

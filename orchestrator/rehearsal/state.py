@@ -153,6 +153,9 @@ class Server:
     metadata: dict[str, str]
     tags: list[str] = field(default_factory=list)
     address: str | None = None
+    """The fixed one of its port in the network `private`."""
+    addresses: dict[str, list[tuple[str, str]]] | None = None
+    """Instead of that one: by network, each with `fixed` or `floating`."""
     volume: str | None = None
     """The boot volume's id."""
     vm_state: VmState = VmState.ACTIVE

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 from orchestrator.rehearsal.config import RehearsalConfig
@@ -119,11 +120,16 @@ def _by_microversion(server: Server, minor: int) -> dict[str, Any]:
 
 
 def _addresses(server: Server) -> dict[str, Any]:
-    if server.address is None:
-        return {}
-    mac = "fa:16:3e:" + ":".join(f"{int(part):02x}" for part in server.address.split(".")[1:])
-    address = {"version": 4, "addr": server.address, "OS-EXT-IPS:type": "fixed", "OS-EXT-IPS-MAC:mac_addr": mac}
-    return {"private": [address]}
+    given = server.addresses
+    if given is None:
+        given = {} if server.address is None else {"private": [(server.address, "fixed")]}
+    return {network: [_address(addr, kind) for addr, kind in listed] for network, listed in given.items()}
+
+
+def _address(addr: str, kind: str) -> dict[str, Any]:
+    ip = ip_address(addr)
+    mac = "fa:16:3e:" + ":".join(f"{part:02x}" for part in ip.packed[-3:])
+    return {"version": ip.version, "addr": addr, "OS-EXT-IPS:type": kind, "OS-EXT-IPS-MAC:mac_addr": mac}
 
 
 def _volumes(server: Server, minor: int) -> list[Mapping[str, Any]]:

@@ -262,3 +262,27 @@ async def test_a_lower_maximum_of_microversions_is_kept_to() -> None:
         assert (await caller("GET", "/servers"))[0] == 406
         _, _, headers = await caller("GET", "/servers", version="latest")
         assert headers["OpenStack-API-Version"] == "compute 2.60"
+
+
+async def test_a_server_can_be_given_addresses_to_listen_on() -> None:
+    """In Nova's shape, and without `updated` moving; a wrong one changes nothing."""
+    async with rehearsed(TEN) as caller:
+        server_id = caller.ids[0]
+        before = await caller.server(server_id)
+        own = before["addresses"]["private"][0]
+        url = f"{caller.running.url}/rehearsal/servers/{server_id}/addresses"
+        given = {"a": [{"addr": "127.0.0.5", "type": "fixed"}, {"addr": "::1", "type": "fixed"}],
+                 "b": [{"addr": "127.0.0.6", "type": "floating"}]}  # fmt: skip
+        async with caller.session.put(url, json={"addresses": given}) as response:
+            assert response.status == 204
+        after = await caller.server(server_id)
+        assert {n: [(e["addr"], e["version"], e["OS-EXT-IPS:type"]) for e in listed]
+                for n, listed in after["addresses"].items()} == {
+            "a": [("127.0.0.5", 4, "fixed"), ("::1", 6, "fixed")], "b": [("127.0.0.6", 4, "floating")],
+        }  # fmt: skip
+        assert all(set(e) == set(own) for listed in after["addresses"].values() for e in listed)
+        assert before["updated"] == after["updated"]
+        for wrong in ({"a": [{"addr": "here", "type": "fixed"}]}, {"a": [{"addr": "::1", "type": "mine"}]}, []):
+            async with caller.session.put(url, json={"addresses": wrong}) as response:
+                assert response.status == 400
+        assert (await caller.server(server_id))["addresses"] == after["addresses"]

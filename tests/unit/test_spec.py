@@ -94,7 +94,10 @@ FULL = {
         "on_unresolved": "continue",
         "drift_limit": 0,
     },
-    "verify": [],
+    "verify": [
+        {"tcp": {"port": 22, "timeout": "2m", "interval": "5s", "successes": 1}},
+        {"http": {"port": 80, "path": "/health", "status": 204, "address": "floating", "version": 6, "network": "web"}},
+    ],
     "skip_matching": False,
     "on_conflict": "reject",
     "priority": 0,

@@ -129,7 +129,6 @@ def with_(path: str, value: object) -> dict[str, Any]:
         ("hold", 1, "wrong_type"),
         ("hold_expires", "1w", "invalid_value"),
         ("labels", ["web"], "wrong_type"),
-        ("verify", [{"tcp": {"port": 22}}], "not_supported_yet"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_where_it_stands(path: str, value: object, code: str) -> None:
@@ -288,7 +287,6 @@ def test_a_waves_own_servers_are_the_plans() -> None:
         ("targets.servers", [A, {"id": B, "rebuild": UD}], "targets.servers[1].rebuild.user_data"),
         ("targets.servers", [{"id": B, "rebuild": {"key_name": "k"}}], "targets.servers[0].rebuild.key_name"),
         ("rebuild.user_data", {"ref": "env:UD"}, "rebuild.user_data.ref"),
-        ("verify", [{"http": {"port": 80, "path": "/health"}}], "verify"),
         ("notify", [{"url": "https://x.example", "events": ["halted"]}], "notify"),
     ],
 )  # fmt: skip
@@ -331,7 +329,6 @@ def test_a_later_field_that_asks_for_what_happens_anyway_is_taken() -> None:
     raw = {
         **BASE,
         "failure": {"rebuild_again": 0, "drift_limit": 0},
-        "verify": [],
         "notify": [],
         "priority": 0,
     }

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 from uuid import UUID
 
@@ -17,8 +18,10 @@ from orchestrator.domain.completion import Expected
 from orchestrator.domain.decide import FailurePolicy, Happened, Reason, Tried, decide
 from orchestrator.domain.evidence import Case, Open
 from orchestrator.domain.hooks import HookDue
+from orchestrator.domain.probing import Course, Standing, label_of
 from orchestrator.domain.request import METADATA_ITEMS
 from orchestrator.domain.spec import PlanSpec, Window
+from orchestrator.domain.spec.extras import TcpProbe
 from orchestrator.domain.states import FINAL_PLAN_STATUSES, JobState, PlanStatus
 from orchestrator.domain.verdict import Limits
 from orchestrator.ledger.drive import ClaimedJob, DrivenPlan, Ownership
@@ -90,6 +93,52 @@ class Watched:
 
 
 @dataclass(kw_only=True)
+class ProbeRun:
+    """One probe of one server, under way."""
+
+    probe: TcpProbe
+    course: Course
+    address: IPv4Address | IPv6Address | None = None
+    """Where the last try went; None: the server has none such."""
+    refused: str | None = None
+    """Why its address must not be called."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it can't succeed any more."""
+        return self.refused is not None or self.course.standing is Standing.FAILED
+
+    @property
+    def reason(self) -> Reason:
+        """Why it failed: probe, address and last error."""
+        label = label_of(self.probe)
+        if self.refused is not None:
+            return Reason(code="probe_address_refused", message=f"Probe {label} was not sent: {self.refused}.")
+        if self.address is None:
+            return Reason(code="probe_no_address", message=f"Probe {label} {self.course.says}.")
+        return Reason(code="probe_failed", message=f"Probe {label} at {self.address} {self.course.says}.")
+
+    @property
+    def fingerprint(self) -> str:
+        """Its class and code."""
+        label = f"probe:{label_of(self.probe)}"
+        if self.refused is not None:
+            return f"{label}:address_refused"
+        return f"{label}:no_address" if self.address is None else label
+
+
+@dataclass(kw_only=True)
+class Verifying:
+    """A rebuilt server whose probes run."""
+
+    job: ClaimedJob
+    """Its `attempt` is the one that is verified."""
+    runs: Sequence[ProbeRun]
+    waits: bool = False
+    """For its probes to be started."""
+
+
+@dataclass(kw_only=True)
 class OpenCall:
     """A call whose effect is not known: `resolving`, or `unresolved` until a person or its effect settles it."""
 
@@ -155,6 +204,10 @@ class Desk:
     """By server id."""
     open: dict[str, OpenCall] = field(default_factory=dict)
     """By server id."""
+    verifying: dict[str, Verifying] = field(default_factory=dict)
+    """By server id: those whose plan has probes."""
+    probes_wanted: asyncio.Event = field(default_factory=asyncio.Event)
+    """Something in `verifying` waits for its probes to begin."""
     claimed: set[JobKey] = field(default_factory=set)
     """Jobs that are `checking` or `sending` by this driver's doing. Any other such job is an orphan: the COMMIT of its
     claim got no answer."""
@@ -186,6 +239,14 @@ class Desk:
     """Where this service is reached from outside, without a slash at its end."""
     loopback: bool = False
     """Whether plans may have this machine itself called: all the service is on it."""
+
+    def shows_addresses(self, server_id: str) -> bool:
+        """Whether the mirror is to keep a server's addresses: its probes run, or will as soon as it is rebuilt."""
+        if server_id in self.verifying:
+            return True
+        watched = self.watched.get(server_id)
+        plan = self.plans.get(watched.job.plan_id) if watched else None
+        return plan is not None and bool(plan.spec.verify)
 
     async def happen(
         self, job: ClaimedJob, state: JobState, happened: Happened, *,

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -45,6 +45,8 @@ class Mirror:
     wanted: set[str] = field(default_factory=set)
     whole: bool = False
     """Keep all that the cloud shows of a server; a driver's 100,000 are slimmed."""
+    addressed: Callable[[str], bool] = lambda _: False
+    """Of which servers the addresses are kept."""
     _views: dict[str, View] = field(default_factory=dict)
     _missing: dict[str, tuple[float, int]] = field(default_factory=dict)
     """Servers that answer 404 to a read by their id: since when, and how often in a row."""
@@ -178,9 +180,7 @@ class Mirror:
         return began, found
 
     def _kept(self, server: Server) -> Server:
-        return server if self.whole else _slim(server)
-
-
-def _slim(server: Server) -> Server:
-    """Without what no decision looks at: 100,000 of them are kept."""
-    return replace(server, addresses={}, links=(), flavor={})
+        """Without what no decision looks at: 100,000 of them are kept."""
+        if self.whole:
+            return server
+        return replace(server, addresses=server.addresses if self.addressed(server.id) else {}, links=(), flavor={})

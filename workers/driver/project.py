@@ -34,13 +34,14 @@ from workers.driver.check import check_batch
 from workers.driver.claim import claim_forever
 from workers.driver.desk import Desk, LivePlan, Watched
 from workers.driver.drift import drift_forever
-from workers.driver.hooks import hooks_forever, next_after_verified
+from workers.driver.hooks import hooks_forever
 from workers.driver.lease import LeaseKeeper
 from workers.driver.mirror import Mirror
 from workers.driver.reconcile import begin, reconcile
 from workers.driver.record import Recorder
 from workers.driver.resolve import LOST, open_call, resolve_forever
 from workers.driver.send import send_forever
+from workers.driver.verify import begin_verifying, verify_forever
 from workers.driver.watch import expected_of, watch_forever
 
 log = get_logger(__name__)
@@ -92,6 +93,7 @@ async def drive_project(
             mirror=Mirror(cloud=cloud), recorder=None, rebuild_seconds=seconds,  # type: ignore[arg-type]
             api_url=api_url.rstrip("/"), loopback=is_loopback(api_url),
         )  # fmt: skip
+        desk.mirror.addressed = desk.shows_addresses
         desk.recorder = Recorder(engine=engine, own=lease.own, recorded=_recorded(desk), dropped=_dropped(desk))
         await _run(desk, stop, change)
 
@@ -110,6 +112,8 @@ def _dropped(desk: Desk) -> Callable[[JobChange], None]:
         _out_of_hand(desk, change)
         log.info("change_dropped", plan=str(change.plan_id), server=change.server_id, expected=change.expected.value,
                  state=change.decision.state.value)  # fmt: skip
+        if change.decision.state is JobState.VERIFYING and change.server_id:
+            desk.verifying.pop(change.server_id, None)  # as below
         if change.decision.state is JobState.REBUILDING and change.server_id:
             desk.watched.pop(change.server_id, None)  # somebody else's word was first
             desk.reload_wanted = True
@@ -141,6 +145,7 @@ async def _run(desk: Desk, stop: asyncio.Event, change: Changed | None) -> None:
             loops.create_task(_persist(desk, lambda: drift_forever(desk))),
             loops.create_task(_persist(desk, lambda: _say_trouble_forever(desk))),
             loops.create_task(_persist(desk, lambda: watch_forever(desk, calls))),
+            loops.create_task(_persist(desk, lambda: verify_forever(desk))),
             loops.create_task(_persist(desk, lambda: resolve_forever(desk, calls))),
             loops.create_task(_persist(desk, lambda: send_forever(desk, calls))),
             loops.create_task(_persist(desk, lambda: hooks_forever(desk))),
@@ -197,7 +202,7 @@ async def _reload(desk: Desk, *, adopt: bool = True) -> None:
     async with desk.engine.connect() as conn:
         rows = await drive.plans_of(conn, desk.own.project)
         moving = await drive.moving_jobs(conn, desk.own.project) if adopt else []
-        mine = desk.watched.keys() | desk.open.keys()
+        mine = desk.watched.keys() | desk.verifying.keys() | desk.open.keys()
         desk.mirror.want(await drive.unfinished_servers(conn, desk.own.project) | mine)
     plans: dict[Any, LivePlan] = {}
     for plan_id, row in rows.items():
@@ -245,9 +250,9 @@ def _adopt_moved(desk: Desk, moving: Sequence[ClaimedJob]) -> None:
     for server_id, watched in list(desk.watched.items()):
         if watched.state is JobState.STUCK and server_id not in there:
             del desk.watched[server_id]
-    now = time.monotonic()
+    now, mine = time.monotonic(), desk.watched.keys() | desk.verifying.keys() | desk.open.keys()
     for job in moving:
-        if job.server_id in desk.watched or job.server_id in desk.open:
+        if job.server_id in mine:
             continue
         if job.state in (JobState.REBUILDING, JobState.STUCK):
             desk.watched[job.server_id] = _adopted(desk, job, now)
@@ -275,7 +280,7 @@ async def _take_over(desk: Desk) -> int:
                 case JobState.RESOLVING | JobState.UNRESOLVED:
                     desk.open[job.server_id] = open_call(desk, job, job.state, number=job.attempt)
                 case JobState.VERIFYING:
-                    await next_after_verified(desk, job)
+                    await begin_verifying(desk, job, job.state)
                 case JobState.DRAINING | JobState.CONFIGURING:
                     pass  # their calls are in the ledger
                 case _:

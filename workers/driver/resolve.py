@@ -6,6 +6,7 @@ The weighing is pure and in `domain/evidence.py`; this module looks, at the righ
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -149,7 +150,8 @@ async def _found_applied(desk: Desk, call: OpenCall, weighed: Weighed) -> None:
     happened = Happened(event=JobEvent.FOUND_APPLIED, sent_at=call.sent_at)
     timeout = plan.policy.timeout if plan else 1800.0
     desk.watched[job.server_id] = Watched(
-        job=job, state=JobState.REBUILDING, expected=expected_of(job.baseline or {}, job.target_image, call.case.since),
+        job=replace(job, attempt=call.number), state=JobState.REBUILDING,
+        expected=expected_of(job.baseline or {}, job.target_image, call.case.since),
         request_id=request_id, accepted_at=time.monotonic(), deadline_at=call.sent_at + timedelta(seconds=timeout),
         canary=True, measured=False, due=True,  # without the 202 nothing but a look of its own attests the end
     )  # fmt: skip

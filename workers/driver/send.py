@@ -231,7 +231,8 @@ def _watched(desk: Desk, checked: Checked, answer: Answer) -> Watched:
     decided = desk.lease.now()
     timeout = plan.policy.timeout if plan else 1800.0
     return Watched(
-        job=job, state=JobState.REBUILDING, expected=expected, request_id=answer.request_id,
+        job=replace(job, attempt=job.attempt + 1), state=JobState.REBUILDING, expected=expected,
+        request_id=answer.request_id,
         accepted_at=time.monotonic(), deadline_at=decided + timedelta(seconds=timeout),
         canary=bool(plan and plan.waves > 1 and job.wave == 0),
     )  # fmt: skip

@@ -15,8 +15,8 @@ from orchestrator.errors import CloudAnswerInvalid, CloudError, CloudNotOffered,
 from orchestrator.failpoints import failpoint
 from orchestrator.log import get_logger
 from workers.driver.desk import Desk, Watched
-from workers.driver.hooks import next_after_verified
 from workers.driver.mirror import FULL_SECONDS
+from workers.driver.verify import begin_verifying
 
 log = get_logger(__name__)
 
@@ -53,7 +53,7 @@ async def watch_forever(desk: Desk, looks: asyncio.TaskGroup) -> None:
             if began > desk.mirror.full_at + FULL_SECONDS:
                 await desk.mirror.read_all()
                 desk.woken.set()  # there may be a census now
-            elif desk.watched or desk.open or desk.unchecked or desk.ready or desk.breaker.reason or desk.mirror.census:
+            elif _something_moves(desk):
                 await desk.mirror.read_changes()
             desk.breaker.read_worked()
             failed = 0
@@ -67,6 +67,14 @@ async def watch_forever(desk: Desk, looks: asyncio.TaskGroup) -> None:
         await asyncio.sleep(0.05)
         while (left := began + _interval(desk) - time.monotonic()) > 0:  # noqa: ASYNC110  shorter once something is sent
             await asyncio.sleep(min(left, SHORTEST / 2))
+
+
+def _something_moves(desk: Desk) -> bool:
+    """Whether anything hangs on what has changed since the last read."""
+    return bool(
+        desk.watched or desk.verifying or desk.open or desk.unchecked or desk.ready or desk.breaker.reason
+        or desk.mirror.census
+    )  # fmt: skip
 
 
 async def _trouble(desk: Desk, error: CloudError, failed: int) -> None:
@@ -169,14 +177,13 @@ async def _apply(desk: Desk, watched: Watched, judgement: Judgement) -> None:
 
 
 async def _done(desk: Desk, watched: Watched) -> None:
-    """Attested by image and boot: verified, since this plan asks for nothing more."""
+    """Attested by image and boot: the plan's probes begin, if it has any."""
     if desk.watched.pop(watched.job.server_id, None) is None:
         return
     took = time.monotonic() - watched.accepted_at
     if watched.measured:
         desk.rebuild_seconds = took if desk.rebuild_seconds is None else 0.9 * desk.rebuild_seconds + 0.1 * took
-    await desk.happen(watched.job, watched.state, Happened(event=JobEvent.REBUILT), data={"seconds": round(took, 1)})
-    await next_after_verified(desk, watched.job)
+    await begin_verifying(desk, watched.job, watched.state, data={"seconds": round(took, 1)})
 
 
 async def _overdue(desk: Desk) -> None:

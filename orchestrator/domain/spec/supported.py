@@ -29,7 +29,6 @@ NOT_SUPPORTED_YET = (
     NotYet(path=("targets", "servers", EACH, "rebuild", "user_data"), purpose="user data of a single server"),
     NotYet(path=("targets", "servers", EACH, "rebuild", "key_name"), purpose="a key for a single server"),
     NotYet(path=("rebuild", "user_data", "ref"), purpose="user data by reference"),
-    NotYet(path=("verify",), purpose="probing rebuilt servers", taken=([],)),
     NotYet(path=("notify",), purpose="notifications", taken=([],)),
 )
 

@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 
 import pytest
 
@@ -223,3 +224,12 @@ async def test_an_unknown_server_is_404(api: Api, server_id: str) -> None:
     message = f"Instance {server_id} could not be found."
     for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/os-instance-actions")):
         assert (await api(method, f"/servers/{server_id}{path}")).refusal == (404, "itemNotFound", message)
+
+
+async def test_addresses_say_their_version_and_whether_they_float(api: Api) -> None:
+    for server in (await api("GET", "/servers/detail?limit=1000")).json["servers"]:
+        for listed in server["addresses"].values():
+            for entry in listed:
+                assert set(entry) == {"addr", "version", "OS-EXT-IPS:type", "OS-EXT-IPS-MAC:mac_addr"}
+                assert ip_address(entry["addr"]).version == entry["version"]
+                assert entry["OS-EXT-IPS:type"] in ("fixed", "floating")
