@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.decide import Decision, Reason
 from orchestrator.domain.states import JobState, PlanStatus
+from orchestrator.ledger.drift import foresee
 from orchestrator.ledger.holds import CONFLICTS_SHOWN, HeldElsewhere, take_holds
 from orchestrator.ledger.plans import expire_at
 from orchestrator.ledger.sql import sql
@@ -74,6 +75,8 @@ async def begin(
         return Begun(status=PlanStatus.SCHEDULED)
     if held:
         return Begun(status=status, held=held)
+    if plan.on_conflict == "queue":
+        await foresee(conn, plan.deployment, plan_id)
     await _schedule(conn, plan_id, None)
     await enter_wave(conn, plan_id, plan.current_wave)
     await move_plan(conn, move(PlanStatus.RUNNING, reason))

@@ -23,6 +23,18 @@ async def prepared_servers(conn: AsyncConnection, plan_id: UUID) -> list[tuple[s
     ]
 
 
+async def foresee(conn: AsyncConnection, deployment: str, plan_id: UUID) -> None:
+    """What plans of ours have done to a queued plan's servers since it was submitted is no drift: it queued behind
+    them. The plan's row is locked, and it holds the servers."""
+    await conn.execute(
+        sql("""
+        UPDATE jobs j SET seen_status = NULL, seen_metadata = NULL FROM plans p, last_rebuilds l
+        WHERE p.id = :plan AND j.plan_id = p.id AND j.state = 'pending' AND j.seen_status IS NOT NULL
+          AND l.deployment = :deployment AND l.server_id = j.server_id AND l.at >= p.created_at"""),
+        {"plan": plan_id, "deployment": deployment},
+    )
+
+
 async def drift_checked(conn: AsyncConnection, plan_id: UUID) -> None:
     """What changed has been looked at: from now on each job's own check finds it. The plan's row is locked."""
     await conn.execute(sql("UPDATE plans SET check_drift = false WHERE id = :plan"), {"plan": plan_id})

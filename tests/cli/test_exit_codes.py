@@ -173,6 +173,18 @@ def test_a_clean_preview_is_0_and_starts_nothing(api: FakeApi, rebuildctl: Rebui
     assert not api.sent("POST", f"/v1/plans/{PLAN_ID}/start")
 
 
+@pytest.mark.parametrize(("command", "after"), [("approve", "running"), ("reject", "halted"), ("promote", "running")])
+def test_a_word_at_a_gate_is_said_with_its_reason(
+    api: FakeApi, rebuildctl: Rebuildctl, command: str, after: str
+) -> None:
+    api.play(after)
+    result = rebuildctl(command, PLAN_ID, "--reason", "CHG-7")
+    assert result.code == 0
+    assert f"{after}: " in result.out
+    (said,) = api.sent("POST", f"/v1/plans/{PLAN_ID}/{command}")
+    assert said[3] == {"reason": "CHG-7"}
+
+
 def test_a_preview_with_refused_servers_is_8_and_names_them(
     api: FakeApi, rebuildctl: Rebuildctl, plan_file: str
 ) -> None:
