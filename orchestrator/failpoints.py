@@ -45,6 +45,9 @@ POINTS: Mapping[str, str] = {
     "resolve.before_look": "Evidence for an open call is about to be gathered.",
     "resolve.settled": "An open call was settled; nothing was recorded.",
     "reconcile.before_write": "After a failover: what the cloud knows was read; nothing was written.",
+    "hooks.begun": "Tries of hooks and their tokens are committed; nobody was called.",
+    "hooks.before_commit": "Outcomes of hooks and what follows are written, uncommitted.",
+    "hooks.after_commit": "Outcomes of hooks are committed; nobody in memory knows.",
     "slice.end": "A drive process is about to leave its slice.",
 }
 """Every point there is, and what has happened when it is reached."""
