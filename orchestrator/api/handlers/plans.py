@@ -160,14 +160,11 @@ async def resolve(request: web.Request) -> web.Response:
 
 async def answer_hook(request: web.Request) -> web.Response:
     """The result of a hook, from whoever was called."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    plan_id, server_id = plan_id_of(request), server_id_of(request)
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    hook = request.app[DEPS], plan_id_of(request), server_id_of(request), request.match_info["phase"]
+    token = await hooks.need_open(*hook, given.strip() if scheme.lower() == "bearer" else None)
     body = await read_body(request, HookBody)
-    done = await hooks.answer_hook(
-        request.app[DEPS], plan_id, server_id, request.match_info["phase"],
-        token=token.strip() or None if scheme.lower() == "bearer" else None, result=body.result, message=body.message,
-    )  # fmt: skip
-    return answer(done)
+    return answer(await hooks.answer_hook(*hook, token=token, result=body.result, message=body.message))
 
 
 def _idempotency_key(request: web.Request) -> str | None:
