@@ -154,7 +154,7 @@ def _plain(caller: Caller, query: Query) -> list[Test]:
         tests.append(lambda s: host.search(s.hostname) is not None)
     if "ip" in query:
         address = _pattern("ip", query["ip"])
-        tests.append(lambda s: s.address is not None and address.search(s.address) is not None)
+        tests.append(lambda s: any(address.search(addr) for addr in s.fixed_addresses))
     exact: dict[str, Callable[[Server], object]] = {
         "image": lambda s: None if s.volume is not None else s.image,
         "flavor": lambda _: FLAVOR_ID,

@@ -180,6 +180,13 @@ class Server:
     """What the last list showed, with what it depends on."""
 
     @property
+    def fixed_addresses(self) -> list[str]:
+        """Those of IPv4 that its ports have."""
+        if self.addresses is None:
+            return [] if self.address is None else [self.address]
+        return [a for listed in self.addresses.values() for a, kind in listed if kind == "fixed" and ":" not in a]
+
+    @property
     def status(self) -> str:
         if self.task is not None and self.vm_state is not VmState.DELETED:
             if self.task in REBUILD_TASKS:

@@ -1,5 +1,6 @@
 """Plans with hooks: a real receiver, real workers, the real API for late answers, a cloud over HTTP."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -352,3 +353,28 @@ async def test_a_secret_that_is_not_there_fails_the_hook_with_its_name(site: Sit
     assert await site.jobs(plan) == {server: ("failed", "drain_failed")}
     assert receiver.calls == []
     assert site.received(server) == 0
+
+
+async def test_a_server_is_configured_once_its_probes_have_passed_and_released_either_way(
+    site: Site, receiver: Receiver, api: Api
+) -> None:
+    good, bad = site.named(120, 121)
+    site.cloud.cloud.set_addresses(good, {"private": [("127.2.0.1", "fixed")]})
+    site.cloud.cloud.set_addresses(bad, {"private": [("127.2.0.2", "fixed")]})
+    listening = await asyncio.start_server(lambda _, writer: writer.close(), "127.2.0.1", 0)
+    async with listening:
+        port = listening.sockets[0].getsockname()[1]
+        plan, _ = await site.run({
+            "targets": {"servers": [good, bad]}, "hooks": receiver.hooks("before", "after", "release"),
+            "verify": [{"tcp": {"port": port, "timeout": "2s", "interval": "1s"}}],
+        })  # fmt: skip
+    await eventually(lambda: len(receiver.of("release")) == 2, message="both are released")
+    assert await site.jobs(plan) == {good: ("succeeded", None), bad: ("failed", "probe_failed")}
+    assert [c.phase for c in receiver.calls if c.server == good] == ["before", "after", "release"]
+    assert [c.phase for c in receiver.calls if c.server == bad] == ["before", "release"]
+    shown = await api.job(plan, good)
+    assert [(e["kind"], e["value"]) for e in shown["attempt_log"][0]["evidence"]] == [
+        ("probe", f"tcp/{port} at 127.2.0.1: passed after 1 try")
+    ]
+    states = [e["to"] for e in sorted(shown["events"], key=lambda e: e["seq"]) if e["to"]]
+    assert states[-3:] == ["verifying", "configuring", "succeeded"]
