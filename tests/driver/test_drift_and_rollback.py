@@ -161,6 +161,22 @@ async def test_a_plan_that_nothing_overtook_starts_as_it_was_shown(site: Site, p
     assert (await reads.get_plan(people.deps, ADMIN, plan)).digest == shown.digest
 
 
+async def test_what_the_plan_in_front_did_is_no_drift_for_the_one_that_queued_behind_it(
+    site: Site, people: People
+) -> None:
+    ids = site.named(*range(117, 121))
+    rebuild = {"metadata": {"release": "11"}}
+    slowly = {"rate": "1/s", "waves": [{"size": "100%"}]}
+    front = await site.submit({"targets": {"servers": ids[:3]}, "rebuild": rebuild, "rollout": slowly})
+    await people.stands(front, "running")
+    queued = {"targets": {"servers": ids}, "image": "base-2026.12", "on_conflict": "queue"}
+    behind = await site.submit(queued)
+    await people.stands(behind, "scheduled")
+    assert await site.ended(front) == "succeeded"
+    assert await site.ended(behind) == "succeeded"
+    assert [site.accepted(i) for i in ids] == [2, 2, 2, 1]
+
+
 async def test_a_server_that_was_deleted_has_drifted_though_a_list_only_leaves_it_out(
     site: Site, people: People
 ) -> None:
