@@ -199,6 +199,7 @@ PLAN_TRANSITIONS: dict[tuple[P, PlanEvent], tuple[P, ...]] = {
     (P.HALTED, PlanEvent.RETRY): (P.RUNNING,),
     (P.RUNNING, PlanEvent.RETRY): (P.RUNNING,),
     (P.BAKING, PlanEvent.RETRY): (P.RUNNING,),
+    (P.AWAITING_APPROVAL, PlanEvent.RETRY): (P.RUNNING,),
     (P.PAUSED, PlanEvent.RETRY): (P.PAUSED,),
     # Late evidence turns a stuck or unresolved job, or a failover one that had succeeded.
     (P.FAILED, PlanEvent.SUCCEED): (P.SUCCEEDED,),

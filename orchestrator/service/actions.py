@@ -133,6 +133,8 @@ async def retry(
         principal.need(Right.OPERATE)
         (status,) = allowed(plan, PlanEvent.RETRY, "be retried", "nothing of it has failed, or it was never started "
                              "or was cancelled")  # fmt: skip
+        if plan.started_at is None:
+            raise Conflict(f"The plan is {plan.status} and was never started: there is nothing to retry.")
         jobs = await jobs_to_retry(conn, plan_id, servers)
         _check_retryable(jobs, servers)
         _free(await take_holds(conn, plan.deployment or "", plan_id, [j.server_id for j in jobs]))

@@ -158,6 +158,21 @@ async def test_a_retry_while_a_wave_bakes_has_it_bake_and_ask_anew(api: Api) -> 
     assert retried["waves"][0]["approval"]["approved_by"] is None
 
 
+async def test_a_retry_at_a_gate_runs_first_but_never_passes_the_one_before_the_start(api: Api) -> None:
+    plan = await ready_plan(api)
+    await api.post(f"/v1/plans/{plan['id']}/start")
+    await stand(api, plan["id"], 0, server_id(0), JobState.FAILED)
+    await move(api, plan["id"], PlanStatus.RUNNING, PlanStatus.AWAITING_APPROVAL)
+    assert (await api.post(f"/v1/plans/{plan['id']}/retry")).json["status"] == "running"
+    path = await before_start(api, first=10)
+    await api.post(f"{path}/start")
+    await stand(api, path.rpartition("/")[2], 0, server_id(10), JobState.REFUSED)
+    for body in ({}, {"servers": [server_id(10)]}):
+        assert (await api.post(f"{path}/retry", body)).status == 409
+    assert (await api.get(path)).json["status"] == "awaiting_approval"
+    assert server_id(10) not in await holds(api)
+
+
 async def test_a_start_that_needs_an_approval_waits_for_it_and_holds_nothing(api: Api) -> None:
     path = await before_start(api)
     for _ in range(2):
