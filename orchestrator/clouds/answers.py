@@ -64,7 +64,9 @@ TABLE: tuple[Row, ...] = (
     _row(406, _NO, Cause.BAD_REQUEST, key="computeFault"),
     _row(403, _NO, Cause.FORBIDDEN),
     _row(404, _NO, Cause.NOT_FOUND, key="itemNotFound"),
-    _row(404, _NO, Cause.NOT_FOUND, remark="Not Nova's own 404: the compute endpoint's path looks wrong."),
+    # Whoever says so is not Nova: its endpoint has moved, or the catalogue's path is wrong. Nova was not asked.
+    _row(404, _NO, Cause.MOVED, remark="Not Nova's own 404: the compute service has moved, or its path is wrong."),
+    _row(410, _NO, Cause.MOVED, remark="The compute service is gone from here."),
     # Nova's 409s have one form; only the message tells them apart.
     _row(409, _NO, Cause.LOCKED, says=r"\bis locked\b"),
     _row(409, _NO, Cause.BUSY, says=r"\bin task_state\b"),

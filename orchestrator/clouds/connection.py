@@ -10,7 +10,7 @@ from orchestrator.clouds.config import CloudConfig
 from orchestrator.clouds.microversions import Microversions, Version, compute_root, headers_for, offered_by
 from orchestrator.clouds.pacing import Limiter
 from orchestrator.clouds.parse import parse_http_date, parse_json
-from orchestrator.clouds.sign_in import SignedIn, TokenCache
+from orchestrator.clouds.sign_in import SignedIn, TokenCache, boot_clock
 from orchestrator.clouds.transport import TOTAL_TIMEOUT, RawAnswer, Transport
 from orchestrator.errors import (
     CloudAnswerInvalid,
@@ -24,6 +24,8 @@ from orchestrator.log import get_logger
 
 log = get_logger(__name__)
 
+CATALOG_SECONDS = 10.0
+"""A catalogue that is older than this is fetched anew where it leads nowhere: services move."""
 READ_PATIENCE = 4
 """How often a paced read is sent in all before being told to slow down becomes the caller's trouble."""
 
@@ -43,13 +45,31 @@ class Connection:
         self._tokens = tokens
         self._signed: SignedIn | None = None
         self._microversions: Microversions | None = None
+        self._discovered = ""
+        """The compute service's address that the microversions are of."""
 
     async def sign_in(self) -> SignedIn:
-        """A token that is good for a while. Finds the compute service's microversions, once."""
+        """A token that is good for a while. Finds the compute service's microversions, once at each address of its."""
         signed = await self._token()
-        if self._microversions is None:
-            self._microversions = await self._discover(signed)
+        if self._microversions is None or self._discovered != signed.compute_url:
+            signed, self._microversions = await self._found(signed)
+            self._discovered = signed.compute_url
         return signed
+
+    async def _found(self, signed: SignedIn) -> tuple[SignedIn, Microversions]:
+        """The compute service's microversions; looked for where a new catalogue says, if nothing is there by an old
+        one: a process keeps its token, and with it the catalogue, for hours."""
+        may_have_moved = boot_clock() > signed.signed_at + CATALOG_SECONDS
+        try:
+            found = await self._discover(signed)
+            may_have_moved = may_have_moved and found.offered is None
+        except CloudUnreachable:
+            if not may_have_moved:
+                raise
+        if may_have_moved:
+            self._signed = signed = await self._tokens.renew(self._config, signed)
+            found = await self._discover(signed)
+        return signed, found
 
     async def renew_token(self) -> None:
         """Drops the token that the cloud answered 401 to and fetches a new one."""

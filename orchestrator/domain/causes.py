@@ -36,6 +36,8 @@ class Cause(StrEnum):
     """403: policy or quota."""
     NOT_FOUND = "not_found"
     """404: no such server (for us)."""
+    MOVED = "moved"
+    """404 in another form than Nova's, or 410: the compute service isn't there (any more)."""
     SERVER_ERROR = "server_error"
     """5xx: proves nothing."""
     NO_ANSWER = "no_answer"

@@ -10,7 +10,7 @@ from orchestrator.domain.states import FINAL_JOB_STATES, JobState
 PASSING_CAUSES = frozenset({Cause.SERVER_ERROR, Cause.NO_ANSWER, Cause.UNREADABLE})
 """Causes of a call proved not applied that can pass by themselves; a 400, 403, 404 or a lock won't."""
 
-TURN_AWAY_SECONDS = {Cause.TOKEN: 0.0, Cause.NEVER_SENT: 1.0, Cause.THROTTLED: 1.0}
+TURN_AWAY_SECONDS = {Cause.TOKEN: 0.0, Cause.NEVER_SENT: 1.0, Cause.THROTTLED: 1.0, Cause.MOVED: 2.0}
 """How long a job waits that was turned away without its own fault; the limiter and the sign-in do the real waiting."""
 
 

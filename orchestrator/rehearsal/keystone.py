@@ -46,6 +46,8 @@ class Keystone:
     def __init__(self, cloud: RehearsalCloud, url: str):
         self.cloud = cloud
         self.url = f"{url}/identity"
+        self.compute_root = url
+        """Where the catalogue says that Nova is; another one from now on: it has moved."""
         self._root = url
         self._tokens: dict[str, Token] = {}
 
@@ -221,7 +223,7 @@ class Keystone:
 
     def _catalog(self, project_id: str) -> list[dict[str, Any]]:
         services = (
-            ("compute", "nova", f"{self._root}/compute/v2.1/{project_id}"),
+            ("compute", "nova", f"{self.compute_root}/compute/v2.1/{project_id}"),
             ("image", "glance", f"{self._root}/image"),
             ("identity", "keystone", f"{self.url}/v3"),
         )

@@ -136,7 +136,9 @@ async def serve(
 
 
 @contextmanager
-def serve_in_thread(config: RehearsalConfig, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[Running]:
+def serve_in_thread(
+    config: RehearsalConfig, *, host: str = "127.0.0.1", port: int = 0, url: str | None = None
+) -> Iterator[Running]:
     """The same for callers without an event loop. The cloud lives in a thread of its own: reach it over HTTP, or with
     reads of the account that bear being a moment old."""
     started: Future[Running] = Future()
@@ -144,7 +146,7 @@ def serve_in_thread(config: RehearsalConfig, *, host: str = "127.0.0.1", port: i
     stop = asyncio.Event()
 
     async def run() -> None:
-        async with serve(config, host=host, port=port) as running:
+        async with serve(config, host=host, port=port, url=url) as running:
             started.set_result(running)
             await stop.wait()
 

@@ -45,7 +45,8 @@ ROWS: list[tuple[str, int, Any, Effect, Cause]] = [
     ("policy", 403, nova("forbidden", 403, "Policy doesn't allow …"), NO, Cause.FORBIDDEN),
     ("quota", 403, nova("forbidden", 403, "Maximum number of metadata items exceeds 128"), NO, Cause.FORBIDDEN),
     ("no such server", 404, nova("itemNotFound", 404, f"Instance {SID} could not be found."), NO, Cause.NOT_FOUND),
-    ("wrong path", 404, b"<html><h1>404 Not Found</h1></html>", NO, Cause.NOT_FOUND),
+    ("wrong path", 404, b"<html><h1>404 Not Found</h1></html>", NO, Cause.MOVED),
+    ("gone from here", 410, b"<html><h1>410 Gone</h1></html>", NO, Cause.MOVED),
     ("unknown microversion", 406, nova("computeFault", 406, "Version 2.999 is not …"), NO, Cause.BAD_REQUEST),
     ("406 of something else", 406, b"", OPEN, Cause.UNREADABLE),
     ("405", 405, b"", OPEN, Cause.UNREADABLE),
@@ -143,7 +144,7 @@ def test_messages_are_short_and_plain() -> None:
 
 
 def test_a_404_of_a_wrong_path_says_so() -> None:
-    assert "path looks wrong" in classify(404, CIMultiDict(), b"<html>404 Not Found</html>").message
+    assert "its path is wrong" in classify(404, CIMultiDict(), b"<html>404 Not Found</html>").message
     real = classify(
         404, CIMultiDict(), json.dumps(nova("itemNotFound", 404, "Instance x could not be found.")).encode()
     )

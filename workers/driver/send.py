@@ -200,7 +200,7 @@ async def _settle(desk: Desk, checked: Checked, answer: Answer, permit: Permit, 
     _tell_breaker(desk, answer)
     if answer.cause is Cause.THROTTLED or (answer.http_status == 503 and answer.retry_after is not None):
         await desk.limiter.throttled(answer.retry_after, permit.epoch, allowed_rate=answer.allowed_rate)
-    elif answer.cause is Cause.TOKEN:
+    elif answer.cause in (Cause.TOKEN, Cause.MOVED):  # the new sign-in's catalogue says where to
         try:
             await desk.cloud.renew_token()
         except CloudError as e:  # the next call's sign-in will say it again
@@ -219,7 +219,8 @@ def _quota_learned(desk: Desk, checked: Checked, answer: Answer) -> Happened | N
 
 def _tell_breaker(desk: Desk, answer: Answer) -> None:
     withheld = answer.cause is Cause.NEVER_SENT and (answer.message == NO_PERMIT or not desk.lease.fresh())
-    if answer.effect is Effect.UNKNOWN or (answer.cause is Cause.NEVER_SENT and not withheld):
+    proves_nothing = answer.effect is Effect.UNKNOWN or answer.cause in (Cause.NEVER_SENT, Cause.MOVED)
+    if proves_nothing and not withheld:
         desk.breaker.call_failed(answer.message or answer.cause.value)
     elif not withheld:
         desk.breaker.call_worked()
@@ -255,7 +256,7 @@ def happened_of(answer: Answer) -> Happened:
             match answer.cause:
                 case Cause.NEVER_SENT:
                     event = JobEvent.NOT_SENT
-                case Cause.TOKEN | Cause.THROTTLED:
+                case Cause.TOKEN | Cause.THROTTLED | Cause.MOVED:
                     event = JobEvent.TURNED_AWAY
                 case _:
                     event = JobEvent.NOT_APPLIED
