@@ -13,7 +13,7 @@ from orchestrator.clouds.sign_in import TokenCache
 from orchestrator.domain.spec import parse_spec
 from orchestrator.ledger.prepare import Target
 from orchestrator.rehearsal import RehearsalConfig, Running, serve
-from workers.prepare.lookup import Found, Rejected, servers_of
+from workers.prepare.lookup import Found, Rejected, listed_of, servers_of
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ async def cloud(running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 async def found(cloud: OpenStackCloud, **targets: Any) -> list[Found]:
     spec = parse_spec({"name": "t", "cloud": "rehearsal", "image": "new", "targets": targets})
     rows = [Target(ord=i, server_id=s, find=f, overrides=o) for i, (s, f, o) in enumerate(spec.targets.rows())]
-    return await servers_of(cloud, spec, rows)
+    return await servers_of(cloud, spec, rows, await listed_of(cloud, spec, rows))
 
 
 async def numbers(cloud: OpenStackCloud, **targets: Any) -> list[int]:

@@ -143,7 +143,7 @@ async def _passes(desk: Desk, job: ClaimedJob, *, elsewhere: bool) -> bool:
         not_shown = Reason(code="not_shown", message="The cloud says 404 to the server; it is asked again.")
         await _let_go(desk, job, Happened(event=JobEvent.POSTPONE, retry_after=3.0, reason=not_shown))
         return False
-    if changed := _drift(job, view):
+    if changed := changed_since(job, view):
         await _let_go(desk, job, Happened(event=JobEvent.REFUSE, reason=drifted(changed)))
         return False
     if reason := refusal(view.server, plan.limits, reimage_boot_volume=plan.spec.rebuild.reimage_boot_volume):
@@ -158,7 +158,7 @@ async def _passes(desk: Desk, job: ClaimedJob, *, elsewhere: bool) -> bool:
     return True
 
 
-def _drift(job: ClaimedJob, view: View) -> str | None:
+def changed_since(job: ClaimedJob, view: View) -> str | None:
     """What changed of a server since its plan was prepared, where that was earlier than started; a person's retry
     takes it as it is, and what its `before` hook does to it is meant."""
     passed = job.attempt or job.retries or job.drained_at
