@@ -22,9 +22,7 @@ from orchestrator.errors import RebuildError
 ANSWER_LIMIT = 64 * 1024
 """Bytes that are read of an answer."""
 CONNECT_SECONDS = 5.0
-CONNECTIONS = 64
-CONNECTIONS_TO_ONE = 32
-"""To one host and port: a receiver that hangs doesn't keep the others' calls waiting."""
+CONNECTIONS = 256
 
 
 class AddressRefused(RebuildError, ValueError):
@@ -76,7 +74,7 @@ class Outbound:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 resolver=GuardedResolver(resolver or aiohttp.ThreadedResolver(), loopback=loopback),
-                use_dns_cache=False, limit=CONNECTIONS, limit_per_host=CONNECTIONS_TO_ONE, force_close=True,
+                use_dns_cache=False, limit=CONNECTIONS, force_close=True,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "fleet-rebuild", "Accept-Encoding": "identity"},

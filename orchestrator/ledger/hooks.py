@@ -63,8 +63,8 @@ async def open_hooks(conn: AsyncConnection, project: int, limit: int = 500) -> l
           WHERE p.project = :project AND p.due),
         open AS (
           SELECT c.*, c.deadline_at <= now() AS over, c.called_at IS NOT NULL AS called,
-            c.state = 'due' AND c.due_at <= now() AND NOT (c.phase = 'before' AND EXISTS (
-              SELECT 1 FROM calls r WHERE r.phase = 'release' AND r.server_id = c.server_id)) AS ready
+            c.state = 'due' AND c.due_at <= now() AND NOT (c.phase = 'before' AND c.server_id IN (
+              SELECT r.server_id FROM calls r WHERE r.phase = 'release')) AS ready
           FROM calls c)
         SELECT {JOB_FIELDS}, {NO_ATTEMPT}, h.phase, h.attempt, h.state AS call_state, h.tries, h.result, h.message,
                h.http_status AS call_status, h.deadline_at AS ends_at, h.called, h.over, h.ready, h.plan_status,
@@ -74,7 +74,7 @@ async def open_hooks(conn: AsyncConnection, project: int, limit: int = 500) -> l
           OR (h.phase = 'before' AND (h.plan_status = 'cancelling' OR j.state <> 'draining'
               OR (h.tries = 0 AND (h.plan_status <> 'running' OR h.paused))))
           OR (h.phase = 'after' AND j.state <> 'configuring')
-        ORDER BY h.due_at LIMIT :limit"""),  # noqa: S608
+        ORDER BY (h.over OR h.result IS NOT NULL) DESC, h.due_at LIMIT :limit"""),  # noqa: S608
         {"project": project, "limit": limit},
     )
     return [
@@ -136,7 +136,8 @@ async def move_hooks(conn: AsyncConnection, moves: Sequence[HookMove]) -> set[Ho
                "never_left": "boolean"}  # fmt: skip
     rows = await conn.execute(
         sql(f"""
-        UPDATE hook_calls h SET state = i.state, message = i.message,
+        UPDATE hook_calls h SET state = i.state,
+          message = CASE WHEN h.result IS NULL OR i.state IN ('done', 'failed') THEN i.message ELSE h.message END,
           http_status = coalesce(i.http_status, h.http_status), due_at = now() + make_interval(secs => i.wait),
           called_at = CASE WHEN i.never_left AND h.tries = 1 THEN NULL ELSE h.called_at END,
           ended_at = CASE WHEN i.state IN ('done', 'failed') THEN now() END

@@ -47,7 +47,7 @@ LOOK_SECONDS = 0.25
 """How often open calls are looked at."""
 CALL_SECONDS = 60.0
 """How long one try may take; who needs longer answers 202."""
-CALLS_AT_ONCE = 64
+CALLS_AT_ONCE = 256
 
 
 async def next_after_verified(desk: Desk, job: ClaimedJob, *, answer: AttemptAnswer | None = None,
@@ -268,10 +268,18 @@ async def _call(desk: Desk, calls: Calls, call: OpenHook, token: str, outbound: 
     """One try; its outcome waits to be written."""
     try:
         move = await _outcome(desk, call, token, outbound)
-        calls.made.append((call, move))
+    except Exception as e:
+        # One plan's hook must not end the driver of all of the project's plans.
+        log.error("hook_broke", plan=str(call.job.plan_id), server=call.job.server_id, exc_info=e)
+        move = HookMove(key=call.key, state="due", message=f"The call broke: {type(e).__name__}.",
+                        wait=backoff(call.tries))  # fmt: skip
+    else:
+        log.debug("hook_called", plan=str(call.job.plan_id), server=call.job.server_id, phase=call.phase.value,
+                  status=move.http_status)  # fmt: skip
     finally:
         calls.under_way.pop(call.key, None)
-        calls.answered.set()
+    calls.made.append((call, move))
+    calls.answered.set()
 
 
 async def _outcome(desk: Desk, call: OpenHook, token: str, outbound: Outbound) -> HookMove:
