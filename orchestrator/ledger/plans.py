@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from orchestrator.domain.decide import Reason
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.domain.units import parse_duration
+from orchestrator.ledger.events import NewEvent, append_events
 from orchestrator.ledger.tables import UNFINISHED_PLANS, BudgetGroup, Cloud, JobCount, Plan, Project, Wave
-from orchestrator.ledger.transitions import NewEvent, append_events
 
 _COLUMNS = (
     Plan.id, Plan.name, Plan.cloud, Plan.status, Plan.reason_code, Plan.reason_message, Plan.faults, Plan.digest,

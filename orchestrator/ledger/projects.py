@@ -7,8 +7,9 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.domain.decide import Reason
+from orchestrator.ledger.events import NewEvent, append_events
 from orchestrator.ledger.sql import sql, to_json
-from orchestrator.ledger.transitions import NewEvent, append_events, lock_plans
+from orchestrator.ledger.transitions import lock_plans
 
 
 async def note_trouble(conn: AsyncConnection, project: int, reason: Reason | None) -> None:

@@ -11,9 +11,10 @@ from sqlalchemy.sql import func
 
 from orchestrator.domain.decide import Reason
 from orchestrator.domain.states import JobState, PlanStatus
+from orchestrator.ledger.events import NewEvent, append_events
 from orchestrator.ledger.sql import copy_in
 from orchestrator.ledger.tables import NO_WAVE, Plan
-from orchestrator.ledger.transitions import NewEvent, add_counts, append_events
+from orchestrator.ledger.transitions import add_counts
 
 TargetRow = tuple[str | None, str | None, str | None]
 """A target named one by one: server id or else the name to find, and its overrides as JSON text. No class, since there

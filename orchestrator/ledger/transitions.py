@@ -6,7 +6,7 @@ dense and in commit order.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -18,6 +18,7 @@ from orchestrator.domain.hooks import HookDue
 from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.failpoints import failpoint
 from orchestrator.ledger.acknowledging import release_acknowledged
+from orchestrator.ledger.events import NewEvent, append_events
 from orchestrator.ledger.hook_rows import insert_due, owe_releases
 from orchestrator.ledger.last_rebuilds import REMEMBERED_STATES, Remembered, remember
 from orchestrator.ledger.outages import note_outages
@@ -76,20 +77,6 @@ class LockedPlan:
     status: PlanStatus
     go_epoch: int
     event_seq: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewEvent:
-    """An event to be appended; its `seq` is given under the plan row's lock."""
-
-    plan_id: UUID
-    type: str
-    actor: str
-    server_id: str | None = None
-    from_state: str | None = None
-    to_state: str | None = None
-    reason: Reason | None = None
-    data: Mapping[str, Any] | None = field(default=None)
 
 
 async def lock_plans(conn: AsyncConnection, plan_ids: Iterable[UUID]) -> dict[UUID, LockedPlan]:
@@ -297,41 +284,6 @@ async def _drop_holds(conn: AsyncConnection, deployment: str, ended: Sequence[tu
         DELETE FROM holds h USING {unnest("i", columns)}
         WHERE h.deployment = :deployment AND h.server_id = i.server_id AND h.plan_id = i.plan_id"""),  # noqa: S608
         {"deployment": deployment} | columns_of(columns, ended),
-    )
-
-
-async def append_events(conn: AsyncConnection, events: Sequence[NewEvent]) -> None:
-    """Appends events with dense numbers, taken under the plan rows' locks."""
-    if not events:
-        return
-    per_plan: dict[UUID, int] = defaultdict(int)
-    for e in events:
-        per_plan[e.plan_id] += 1
-    counts = {"plan_id": "uuid", "n": "bigint"}
-    rows = await conn.execute(
-        sql(f"""
-        UPDATE plans p SET event_seq = p.event_seq + i.n FROM {unnest("i", counts)}
-        WHERE p.id = i.plan_id RETURNING p.id, p.event_seq - i.n AS last"""),  # noqa: S608
-        columns_of(counts, sorted(per_plan.items())),
-    )
-    last = {r.id: r.last for r in rows}
-    columns = {"plan_id": "uuid", "seq": "bigint", "server_id": "text", "type": "text", "from_state": "text",
-               "to_state": "text", "actor": "text", "reason_code": "text", "reason_message": "text",
-               "data": "jsonb"}  # fmt: skip
-    records = []
-    for e in events:
-        last[e.plan_id] += 1
-        records.append((e.plan_id, last[e.plan_id], e.server_id, e.type, e.from_state, e.to_state, e.actor,
-                        e.reason.code if e.reason else None, e.reason.message if e.reason else None,
-                        dict(e.data) if e.data is not None else None))  # fmt: skip
-    await conn.execute(
-        sql(f"""
-        INSERT INTO events (plan_id, seq, server_id, type, from_state, to_state, actor, reason_code, reason_message,
-                            data)
-        SELECT plan_id, seq, server_id, type, from_state, to_state, actor, reason_code, reason_message,
-               CAST(data AS jsonb)
-        FROM {unnest("i", columns)}"""),  # noqa: S608
-        columns_of(columns, records),
     )
 
 

@@ -17,11 +17,12 @@ from orchestrator.domain.states import IN_FLIGHT_JOB_STATES, JobState
 from orchestrator.errors import Conflict, Fault, NotFound
 from orchestrator.ledger.copies import ChangedServer, Source, changed_servers, source_plan, target_rows
 from orchestrator.ledger.engine import transaction
+from orchestrator.ledger.events import NewEvent, append_events
 from orchestrator.ledger.holds import CONFLICTS_SHOWN
 from orchestrator.ledger.plans import job_counts
 from orchestrator.ledger.sql import to_json
 from orchestrator.ledger.submit import NewPlan, insert_plan
-from orchestrator.ledger.transitions import NewEvent, append_events, lock_plans
+from orchestrator.ledger.transitions import lock_plans
 from orchestrator.service.deps import Deps
 from orchestrator.service.roles import Principal, Right
 from orchestrator.service.submit import earlier_plan, view_of

@@ -10,10 +10,11 @@ from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.ledger.drive import ClaimedJob
 from orchestrator.ledger.engine import transaction
+from orchestrator.ledger.events import NewEvent, append_events
 from orchestrator.ledger.outages import acknowledge_outage, is_acknowledged
 from orchestrator.ledger.plans import PlanRecord, plan_now, plan_record
 from orchestrator.ledger.settle import job_to_settle, reason_code_of
-from orchestrator.ledger.transitions import JobChange, NewEvent, append_events, lock_plans, move_jobs
+from orchestrator.ledger.transitions import JobChange, lock_plans, move_jobs
 from orchestrator.service.deps import Deps
 from orchestrator.service.reads import get_job
 from orchestrator.service.roles import Principal, Right

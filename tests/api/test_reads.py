@@ -10,7 +10,8 @@ from sqlalchemy import text
 
 from orchestrator.domain.states import JobState
 from orchestrator.ledger.engine import transaction
-from orchestrator.ledger.transitions import NewEvent, append_events, lock_plans
+from orchestrator.ledger.events import NewEvent, append_events
+from orchestrator.ledger.transitions import lock_plans
 from orchestrator.service.views import Counts
 from tests.api.conftest import Api, plan_file, running_api, server_id
 from tests.parts import eventually

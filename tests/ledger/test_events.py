@@ -4,6 +4,8 @@ from orchestrator.domain.states import PlanStatus
 from orchestrator.ledger.engine import open_engine, transaction
 from orchestrator.ledger.events import (
     Head,
+    NewEvent,
+    append_events,
     event_heads,
     events_after,
     latest_events,
@@ -11,7 +13,6 @@ from orchestrator.ledger.events import (
     status_before_pause,
 )
 from orchestrator.ledger.submit import insert_plan
-from orchestrator.ledger.transitions import NewEvent, append_events
 from tests.ledger.test_submit import new_plan
 
 

@@ -34,9 +34,10 @@ from orchestrator.domain.states import JobState, PlanStatus
 from orchestrator.failpoints import failpoint
 from orchestrator.ledger import hooks as ledger
 from orchestrator.ledger.drive import ClaimedJob
+from orchestrator.ledger.events import NewEvent, append_events
 from orchestrator.ledger.hooks import HookKey, HookMove, OpenHook
 from orchestrator.ledger.leases import guard
-from orchestrator.ledger.transitions import AttemptAnswer, JobChange, NewEvent, append_events, lock_plans, move_jobs
+from orchestrator.ledger.transitions import AttemptAnswer, JobChange, lock_plans, move_jobs
 from orchestrator.log import get_logger
 from workers.driver.desk import Desk
 from workers.outbound import AddressRefused, Outbound, OutboundFailed
