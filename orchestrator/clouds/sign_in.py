@@ -243,15 +243,15 @@ def _explained(config: CloudConfig, error: Exception) -> CloudError:
             return CloudThrottled(f"{host} asks to sign in less often (429).", retry_after=retry_after(headers))
         case ks.HttpServerError() | ks.RequestTimeout():
             return CloudUnreachable(f"{host} can't sign anybody in now ({error.http_status}).")
-        case ks.SSLError() | requests.exceptions.SSLError():
+        case _ if tls := _in_chain(error, ks.SSLError, requests.exceptions.SSLError):
             return CloudUnreachable(
-                f"{host}: the TLS connection failed; check cacert and verify. {_cause(said)}".rstrip()
+                f"{host}: the TLS connection failed; check cacert and verify. {_cause(str(tls))}".rstrip()
             )
         case ks.ConnectTimeout() | requests.exceptions.Timeout():
             return CloudUnreachable(f"{host} did not answer in time.")
         case ks.ConnectionError() | requests.exceptions.ConnectionError():
             return CloudUnreachable(f"{host} can't be reached. {_cause(said)}".rstrip())
-        case ks.DiscoveryFailure() if _connection_in(error):
+        case ks.DiscoveryFailure() if _in_chain(error, ks.ConnectionError, requests.exceptions.ConnectionError):
             return CloudUnreachable(f"{host} can't be reached.")
         case _:
             return _invalid(config, "auth", f"the sign-in at {host} failed: {said[:300]}")
@@ -268,12 +268,11 @@ def _cause(said: str) -> str:
     return f"({known[1]})" if known else ""
 
 
-def _connection_in(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ks.ConnectionError | requests.exceptions.ConnectionError):
-            return True
+def _in_chain(error: BaseException | None, *kinds: type[BaseException]) -> BaseException | None:
+    """The error of one of these kinds that led to this one."""
+    while error is not None and not isinstance(error, kinds):
         error = error.__cause__ or error.__context__
-    return False
+    return error
 
 
 def _invalid(config: CloudConfig, key: str, message: str) -> CloudConfigInvalid:

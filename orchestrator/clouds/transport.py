@@ -240,8 +240,10 @@ def _words(error: BaseException) -> str:
             return "the TLS connection failed."
         case aiohttp.ClientHttpProxyError():
             return f"the proxy refused the connection ({error.status})."
-        case aiohttp.ClientConnectorError():
-            return f"{os.strerror(error.os_error.errno) if error.os_error.errno else error.os_error}."
+        case aiohttp.ClientConnectorError(os_error=ConnectionResetError()):
+            return "it cut the connection in the TLS handshake."  # connecting itself is refused, never reset
+        case aiohttp.ClientConnectorError(os_error=cause):
+            return f"{os.strerror(cause.errno) if cause.errno else str(cause) or type(cause).__name__}."
         case aiohttp.ServerDisconnectedError():
             return "it closed the connection without an answer."
         case OSError() if error.strerror:

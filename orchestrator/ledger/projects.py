@@ -17,6 +17,11 @@ async def note_trouble(conn: AsyncConnection, project: int, reason: Reason | Non
     row = await conn.execute(sql("SELECT trouble_code, trouble_message FROM projects WHERE id = :id"), {"id": project})
     code, message = row.one()
     if (reason and reason.code) == code:
+        if reason and reason.message != message:  # of the same trouble another word, which is no event
+            await conn.execute(
+                sql("UPDATE projects SET trouble_message = :message WHERE id = :id"),
+                {"message": reason.message, "id": project},
+            )
         return
     running = await conn.execute(
         sql("SELECT id FROM plans WHERE project = :id AND due AND status IN ('running', 'cancelling')"), {"id": project}

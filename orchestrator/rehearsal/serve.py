@@ -35,6 +35,8 @@ class Running:
     url: str
     cloud: RehearsalCloud
     keystone: Keystone
+    listens_at: str = ""
+    """The same, where `url` is what something in front of it is reached at."""
 
     @property
     def account(self) -> Account:
@@ -122,14 +124,15 @@ async def serve(
     Raises `OSError` where the port is taken.
     """
     listener = socket.create_server((host, port), backlog=1024)
-    address = url or f"http://{host}:{listener.getsockname()[1]}"
+    listens_at = f"http://{host}:{listener.getsockname()[1]}"
+    address = url or listens_at
     cloud = RehearsalCloud(config, clock=clock)
     app, keystone = application(cloud, address)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         await web.SockSite(runner, listener, backlog=1024).start()
-        yield Running(url=address, cloud=cloud, keystone=keystone)
+        yield Running(url=address, cloud=cloud, keystone=keystone, listens_at=listens_at)
     finally:
         await runner.cleanup()
         listener.close()

@@ -271,3 +271,12 @@ def test_a_secret_in_the_clouds_words_is_cut_out(load: Load) -> None:
 def test_tokens_can_be_compared_by_identity() -> None:
     one = token()
     assert replace(one) is not one
+
+
+@pytest.mark.parametrize("path", ["", "/v3"])
+def test_trouble_with_tls_is_named_also_where_it_struck_the_version_discovery(
+    load: Load, rehearsal: Running, path: str
+) -> None:
+    root = rehearsal.auth_url.replace("http", "https").removesuffix("/v3")
+    with pytest.raises(CloudUnreachable, match=r"TLS.*cacert"):
+        sign_in_blocking(load({"auth_url": f"{root}{path}"}))

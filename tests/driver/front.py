@@ -34,13 +34,22 @@ class Front:
         self.backend = ""
         self.requests = 0
         """That arrived, whatever became of them."""
-        self.failed_handshakes = 0
         self._loop = loop
         self._tls = tls
         self._status: int | None = None
         self._server: asyncio.Server | None = None
         self._session: aiohttp.ClientSession | None = None
         self._web: Any = None
+
+    def change_tls(self, change: Callable[[ssl.SSLContext], None]) -> None:
+        """Before the next handshake."""
+        context = self._tls
+        assert context is not None
+
+        async def it() -> None:
+            change(context)
+
+        self._do(it)
 
     @property
     def url(self) -> str:

@@ -211,3 +211,14 @@ def test_it_is_either_closed_without_a_limit_or_lets_one_through_alone_at_most(h
                 assert breaker.reason is not None
             if breaker.reason is not None and breaker.most(0):
                 assert reads == 0
+
+
+def test_while_it_is_open_it_says_the_latest_trouble(clock: Clock) -> None:
+    breaker = opened_by_reads()
+    breaker.read_failed("its certificate is not trusted")
+    assert "not trusted" in str(breaker.reason)
+    breaker.call_failed("no connection in time")
+    assert "no connection in time" in str(breaker.reason)
+    breaker.read_worked()
+    assert breaker.most(0) == 0, "saying so began no new pause and ended none"
+    assert pause(breaker, clock) <= FIRST_PAUSE

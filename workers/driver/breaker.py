@@ -43,6 +43,8 @@ class Breaker:
             if time.monotonic() >= self._until:  # the one that was tried; others were under way before
                 self._pause = min(LONGEST_PAUSE, 2 * self._pause)
                 self._open(what)
+            else:
+                self._say(what)
         elif self._calls >= CALLS_IN_A_ROW:
             self._open(what)
 
@@ -53,7 +55,9 @@ class Breaker:
     def read_failed(self, what: str) -> None:
         """The project could not be read."""
         self._reads += 1
-        if self._reads >= READS_IN_A_ROW and self._reason is None:
+        if self._reason is not None:
+            self._say(what)
+        elif self._reads >= READS_IN_A_ROW:
             self._open(what)
 
     def read_worked(self) -> None:
@@ -64,6 +68,9 @@ class Breaker:
 
     def _open(self, what: str) -> None:
         self._until = time.monotonic() + self._pause
+        self._say(what)
+
+    def _say(self, what: str) -> None:
         self._reason = Reason(
             code="cloud_trouble",
             message=f"Nothing is sent until the cloud answers again; what is in flight is watched. Last: {what}",

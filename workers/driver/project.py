@@ -321,14 +321,14 @@ async def _check_forever(desk: Desk) -> None:
 
 async def _say_trouble_forever(desk: Desk) -> None:
     """Says on the project's plans why nothing is sent, as soon as it is so, and when it is over."""
-    said: str | None = "not yet"
+    said: Reason | str | None = "not yet"
     while True:
         reason = desk.reconciling or desk.breaker.reason
-        if (code := reason.code if reason else None) != said:
+        if reason != said:
             async with desk.engine.begin() as conn:
                 await guard(conn, desk.own.lease, desk.own.fence)
                 await projects.note_trouble(conn, desk.own.project, reason)
-            said = code
+            said = reason
         await asyncio.sleep(TROUBLE_SECONDS)
 
 

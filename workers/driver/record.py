@@ -32,10 +32,13 @@ class Recorder:
     own: Ownership
     recorded: Callable[[JobChange], None]
     dropped: Callable[[JobChange], None]
+    answers: int = 0
+    """What is known of calls and not yet in the ledger: a crash now would leave them in doubt."""
     _queue: asyncio.Queue[JobChange] = field(default_factory=lambda: asyncio.Queue(BACKLOG))
 
     async def put(self, change: JobChange) -> None:
         """Queues a change; waits while the backlog is full."""
+        self.answers += change.answer is not None
         await self._queue.put(change)
 
     @property
@@ -57,6 +60,7 @@ class Recorder:
             applied = await self._write(batch)
             for change in batch:
                 (self.recorded if id(change) in applied else self.dropped)(change)
+                self.answers -= change.answer is not None
                 self._queue.task_done()
 
     async def _write(self, batch: list[JobChange]) -> set[int]:

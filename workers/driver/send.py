@@ -36,6 +36,8 @@ LEAD_SECONDS = 0.3
 since a crash leaves that many calls in doubt and a pause lets that many go."""
 CALLS_AT_ONCE = 96
 """Calls under way; beyond, sending waits for answers, whatever the rate says."""
+UNRECORDED = 200
+"""Answers that wait to be recorded; beyond, sending waits for the ledger: a crash leaves them all in doubt."""
 USUAL_COMMIT = 0.015
 NO_PERMIT = "No permit in time."
 HORIZON = 2.0
@@ -47,7 +49,8 @@ async def send_forever(desk: Desk, calls: asyncio.TaskGroup) -> None:
     commit_seconds = USUAL_COMMIT
     while True:
         most = 0 if desk.stopping or desk.reconciling or not desk.lease.fresh() else desk.breaker.most(desk.posting)
-        if not desk.ready or not most or desk.posting >= CALLS_AT_ONCE:
+        full = desk.posting >= CALLS_AT_ONCE or desk.recorder.answers >= UNRECORDED
+        if not desk.ready or not most or full:
             desk.filled.clear()
             try:
                 async with asyncio.timeout(0.1):
