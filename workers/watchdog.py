@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import asyncpg  # noqa: F401  SQLAlchemy would import it in the thread, and a fork meanwhile leave a child that hangs
 from billiard.process import current_process
 from celery import signals
 from redis import asyncio as aioredis
