@@ -35,6 +35,8 @@ def drift(prepared: Prepared, server: SeenServer | None) -> str | None:
     """What differs, in words; None: nothing that matters. No server: the cloud has none of that id any more."""
     if server is None or server.status in DELETED:
         return "the server is gone"
+    if server.status == "UNKNOWN":  # its cell is down: the cloud shows next to nothing of it, which is no change
+        return None
     changes = []
     if server.image != prepared.image:
         changes.append(f"its image is {server.image or 'a volume'}, no longer {prepared.image or 'a volume'}")

@@ -154,6 +154,7 @@ def test_settings_have_careful_defaults(write: Write) -> None:
         "marker": True,
         "error_rebuild": True,
         "protect": {"metadata": {}, "tags": []},
+        "approval": {"start": False, "by_other": False, "expires": 86400.0},
     }
 
 

@@ -34,6 +34,10 @@ def test_what_changed_is_said(server: Server | None, said: str) -> None:
     assert (drift(SEEN, server) or "").startswith(said)
 
 
+def test_a_server_whose_cell_is_down_has_not_changed() -> None:
+    assert drift(SEEN, Server(id="s", name="", status="UNKNOWN", image=None, project_id="p")) is None
+
+
 def test_our_own_marker_is_no_change() -> None:
     assert drift(SEEN, replace(SERVER, metadata={**SERVER.metadata, MARKER: "p/1"})) is None
 
