@@ -39,6 +39,9 @@ REDIS_PATIENCE = 0.25
 """Seconds for one call to Redis."""
 RETRY_REDIS = 1.0
 """Seconds between tries while Redis is away."""
+QUIET = 5.0
+"""Seconds without anybody's call to Redis after which it may have been away. Whoever comes then, or finds that it
+forgot the pace, goes at a share until others, who may go on by themselves, have had the time to return."""
 LOCAL_SHARE = 0.5
 """Of the last known rate, while Redis is away: another process may be doing the same. Less where more than two did."""
 CUT = 0.7
@@ -111,7 +114,6 @@ class Limiter:
         self._blocked = self._capped = self._climbed = self._last_slot = 0.0
         self._cap = 0.0
         self._owed = False
-        self._returning = False
         self._lag = 0.0
         self._last_429: float | None = None
         self._local = LocalPace(self._rate * LOCAL_SHARE)
@@ -119,7 +121,7 @@ class Limiter:
         self._clock = ServerClock()
         self._jumped = False
         self._away = False
-        self._retry_at = 0.0
+        self._retry_at = self._alone_from = 0.0
         self._one = asyncio.Lock()
         self._queue = asyncio.Lock()
         self._reserve = redis.register_script(RESERVE)
@@ -221,14 +223,12 @@ class Limiter:
                 earliest = max(time.monotonic() + max(not_before, self._lag - LATE / 2), self._local.next)
                 before = self._last_slot
                 answer = await self._call(
-                    self._reserve, n, _micro(earliest - time.monotonic()), _micro(horizon), _micro(push),
-                    self._users if self._returning and self._users > 1 else 0,
-                    _micro(RETRY_REDIS + REDIS_PATIENCE + self._ahead), self._id,
-                )  # fmt: skip
+                    self._reserve, n, _micro(earliest - time.monotonic()), _micro(horizon), _micro(push), self._id
+                )
                 if answer is None:
                     return self._next_locally(n, not_before, horizon)
                 first, step, granted = self._clock.local(answer[0] / 1e6), answer[1] / 1e6, int(answer[2])
-                self._users, self._returning = int(answer[3]), False
+                self._users = int(answer[3])
                 self._ahead = max(self._ahead, horizon)
                 push = self._overlap(first, before, step)
                 if not push:
@@ -266,7 +266,7 @@ class Limiter:
     def _next_locally(self, n: int, not_before: float, horizon: float) -> tuple[Sequence[Permit], float]:
         now = time.monotonic()
         self._climb(now)
-        first = max(now + not_before, self._local.next)
+        first = max(now + not_before, self._local.next, self._alone_from)
         n = min(n, max(0, int((now + horizon - first) * self._local.rate) + 1)) if first <= now + horizon else 0
         slots = self._local.reserve(n, first) if n else []
         if slots:
@@ -314,6 +314,7 @@ class Limiter:
         known = (
             self._ceiling, CLIMB, _micro(AHEAD), self._rate, self._epoch, _micro(self._window()),
             _micro(max(0.0, self._blocked - now)), self._cap, _micro(max(0.0, self._capped - now)),
+            self._users, _micro(0.0 if self._away else QUIET), _micro(RETRY_REDIS + REDIS_PATIENCE + self._ahead),
         )  # fmt: skip
         try:
             if self._away or not self._heard:
@@ -326,7 +327,7 @@ class Limiter:
                 received = time.monotonic()
             server, rate, epoch, blocked, cap, capped, *own = map(float, values)
         except (RedisError, OSError, TimeoutError, ValueError, TypeError) as e:
-            self._lost(e)
+            self._lost(e, now)
             return None
         if self._away:
             log.info("limiter_recovered", key=self._keys[0])
@@ -348,21 +349,23 @@ class Limiter:
             seconds, micro = await self._redis.time()
             self._jumped = self._clock.sample(seconds + micro / 1e6, sent, time.monotonic()) or self._jumped
 
-    def _lost(self, error: Exception) -> None:
-        """From now on alone, after all slots that somebody may hold."""
-        now = time.monotonic()
+    def _lost(self, error: Exception, asked: float) -> None:
+        """From now on alone, after all slots that somebody may hold.
+
+        Others may not have noticed, and go on at the full rate: where there may be some, nothing is handed out before
+        another try has failed. By then whoever makes calls has noticed too.
+        """
         if not self._away:
+            asked = time.monotonic()
             self._set_rate(self._rate)
-            if not self._heard:
-                hold = now + self._window()
-            elif self._users > 1:
-                hold = now + self._ahead + 1 / self._rate
+            if self._users > 1 or not self._heard:
+                hold = asked + RETRY_REDIS + self._window()
             else:
                 hold = self._last_slot + 1 / self._local.rate
-            self._local.hold_until(max(hold, self._blocked))
+            self._alone_from = max(hold, self._blocked)
             log.warning("limiter_degraded", key=self._keys[0], error=type(error).__name__, rate=self._local.rate)
-        self._away = self._returning = True
-        self._retry_at = now + RETRY_REDIS
+        self._away = True
+        self._retry_at = asked + RETRY_REDIS
 
 
 def make_redis(url: str) -> "aioredis.Redis":

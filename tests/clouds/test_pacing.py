@@ -9,7 +9,7 @@ import pytest
 import redis.asyncio as aioredis
 
 from orchestrator.clouds import pacing
-from orchestrator.clouds.pacing import Limiter, LocalPace, Permit, make_redis
+from orchestrator.clouds.pacing import LATE, Limiter, LocalPace, Permit, make_redis
 from orchestrator.clouds.pacing_local import ServerClock
 from tests.clouds.pace import away, begin, gaps
 from tests.clouds.raw import Connection, raw_server
@@ -29,13 +29,14 @@ async def test_slots_are_evenly_spaced_and_begin_now(valkey: "aioredis.Redis") -
     limiter = Limiter(valkey, "p|write", 100.0)
     before = time.monotonic()
     permits = list(await limiter.reserve(10))
-    assert before - 0.005 <= permits[0].at <= time.monotonic() + 0.05
+    assert before - LATE <= permits[0].at <= time.monotonic() + 0.05
     assert gaps(permits) == pytest.approx([0.01] * 9, abs=1e-4)
 
 
 async def test_slots_can_begin_later(valkey: "aioredis.Redis") -> None:
+    before = time.monotonic()
     permits = await Limiter(valkey, "p|write", 100.0).reserve(2, 0.5)
-    assert permits[0].at - time.monotonic() == pytest.approx(0.5, abs=0.05)
+    assert before + 0.5 - LATE <= permits[0].at <= time.monotonic() + 0.5 + LATE
 
 
 async def test_processes_share_one_row_of_slots(redis_url: str) -> None:
@@ -70,19 +71,25 @@ async def test_missed_slots_are_lost_and_no_burst_follows(valkey: "aioredis.Redi
     assert all(limiter.late(p) for p in first)
     now = time.monotonic()
     later = list(await limiter.reserve(10))
-    assert later[0].at >= now - 0.005
+    assert later[0].at >= now - LATE
     assert gaps(later) == pytest.approx([0.02] * 9, abs=1e-4)
 
 
-async def test_a_stalled_exchange_does_not_move_the_slots(valkey: "aioredis.Redis") -> None:
+async def test_a_stalled_exchange_does_not_move_the_slots(
+    valkey: "aioredis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What Redis said before the loop stalled counts from when it was said."""
+    monkeypatch.setattr(pacing, "REDIS_PATIENCE", 5.0)
     limiter = Limiter(valkey, "p|write", 100.0)
     first = await limiter.reserve(1)
     script = limiter._reserve
+    answered = 0.0
 
     async def stalled_script(**given: Any) -> Any:
+        nonlocal answered
         answer = await script(**given)
-        time.sleep(0.15)  # noqa: ASYNC251  the stall
+        answered = time.monotonic()
+        time.sleep(0.5)  # noqa: ASYNC251  the stall
         return answer
 
     limiter._reserve = stalled_script  # type: ignore[assignment]
@@ -90,9 +97,9 @@ async def test_a_stalled_exchange_does_not_move_the_slots(valkey: "aioredis.Redi
     limiter._reserve = script
     following = await limiter.reserve(5)
     assert not limiter.degraded
-    assert limiter.late(stalled[0])
-    assert gaps([*first, *stalled])[:5] == pytest.approx([0.01] * 5, abs=0.005)
-    assert min(gaps([*stalled, *following])) >= 0.0095
+    assert stalled[0].at <= max(answered, first[0].at + 0.01) + LATE
+    assert gaps(stalled) == pytest.approx([0.01] * 4, abs=1e-4)
+    assert min(gaps([*first, *stalled, *following])) >= 0.0095
 
 
 def test_redis_clock_is_known_from_its_tightest_exchange() -> None:
@@ -147,9 +154,11 @@ async def test_a_slow_down_reaches_the_other_processes(redis_url: str) -> None:
     one, two = make_redis(redis_url), make_redis(redis_url)
     mine, theirs = Limiter(one, "p|write", 100.0), Limiter(two, "p|write", 100.0)
     permit = (await mine.reserve(1))[0]
-    await mine.throttled(0.4, permit.epoch)
+    before = time.monotonic()
+    await mine.throttled(1.5, permit.epoch)
+    after = time.monotonic()
     slots = list(await theirs.reserve(2))
-    assert slots[0].at - time.monotonic() == pytest.approx(0.4, abs=0.05)
+    assert before + 1.5 - LATE <= slots[0].at <= after + 1.5 + LATE
     assert gaps(slots)[0] == pytest.approx(1 / 70, abs=0.002)
     await one.aclose()
     await two.aclose()
@@ -271,8 +280,15 @@ async def test_without_redis_a_slow_down_still_counts() -> None:
         assert (await limiter.reserve(1))[0].at >= time.monotonic() + 0.4
 
 
-async def test_a_redis_that_hangs_costs_a_quarter_of_a_second_at_most_once_a_second() -> None:
+async def test_a_redis_that_hangs_costs_a_quarter_of_a_second_and_is_not_asked_again_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pacing, "RETRY_REDIS", 60.0)
+    tries = 0
+
     async def hang(connection: Connection) -> None:
+        nonlocal tries
+        tries += 1
         while await connection.reader.read(1000):
             pass
 
@@ -281,11 +297,10 @@ async def test_a_redis_that_hangs_costs_a_quarter_of_a_second_at_most_once_a_sec
         limiter = Limiter(client, "p|write", 1000.0)
         began = time.monotonic()
         await limiter.reserve(1)
-        first = time.monotonic() - began
-        assert 0.2 <= first < 0.6
+        assert 0.2 <= time.monotonic() - began < 1.0
         for _ in range(20):
             await limiter.reserve(1)
-        assert time.monotonic() - began < first + 0.2
+        assert tries == 1
         await client.aclose()
 
 

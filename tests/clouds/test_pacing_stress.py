@@ -124,7 +124,7 @@ async def test_a_new_driver_without_redis_waits_for_what_the_old_one_may_hold(va
     held = list(await Limiter(valkey, KEY, 50.0, learned=50.0).reserve(1000))
     async with away() as nowhere:
         new = Limiter(nowhere, KEY, 50.0, learned=50.0)
-        slots = await all_slots([new], 0.5)
+        slots = await all_slots([new], 1.5)
         assert new.degraded
     assert slots
     assert min(p.at for p in slots) >= held[-1].at + 0.9 / 50
@@ -265,9 +265,9 @@ async def test_rubbish_from_redis_counts_as_away(valkey: "aioredis.Redis") -> No
 
 
 async def test_rubbish_in_redis_is_passed_over(valkey: "aioredis.Redis") -> None:
-    fields = ("rate", "tat", "epoch", "blocked", "climbed", "last", "cap", "capped", "calm", "share", "seen")
+    fields = ("rate", "tat", "epoch", "blocked", "climbed", "last", "cap", "capped", "calm", "shares", "seen")
     for value in ("rubbish", "nan", "-1", ""):
-        await valkey.delete(hash_of())
+        await valkey.flushdb()
         await valkey.hset(hash_of(), mapping=dict.fromkeys(fields, value))
         limiter = Limiter(valkey, KEY, 40.0)
         slots = await all_slots([limiter], 0.1)
