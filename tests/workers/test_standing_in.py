@@ -19,7 +19,7 @@ from tests.workers.test_recovering import accepted, assert_each_was_sent_once, s
 from workers.runtime import StopPipe, process_name
 from workers.watchdog import Limits, Watchdog
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 
 
 def stand_ins(workers: Supervised) -> list[int]:
@@ -41,7 +41,7 @@ async def the_pool_drives_again(site: Site, workers: Supervised) -> None:
         pool = set(workers.pool(DRIVE_QUEUE))
         return len(pool) == DRIVE_PROCESSES and await drivers(site.engine) == pool and not stand_ins(workers)
 
-    await eventually(there, deadline=60, every=0.1, message="the pool drives and the stand-in has left")
+    await eventually(there, deadline=150, every=0.1, message="the pool drives and the stand-in has left")
 
 
 async def test_without_a_broker_a_stand_in_drives_until_the_pool_can(
