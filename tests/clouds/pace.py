@@ -38,6 +38,12 @@ def gaps(permits: Iterable[Permit]) -> list[float]:
     return [b - a for a, b in itertools.pairwise(times)]
 
 
+def pace_of(permits: Iterable[Permit]) -> float:
+    """Slots a second, from the first one to the last one."""
+    between = gaps(permits)
+    return len(between) / sum(between)
+
+
 def most_in_a_second(permits: Iterable[Permit]) -> int:
     """Of the permits' slots, the most in any sliding second."""
     times = sorted(p.at for p in permits)

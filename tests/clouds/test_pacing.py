@@ -119,7 +119,7 @@ async def test_only_what_lies_within_the_horizon_is_handed_out(valkey: "aioredis
     assert len(first) in {9, 10}
     assert await limiter.reserve(5, within=0.3) == []
     more = list(await limiter.reserve(1))
-    assert gaps([first[-1], *more]) == pytest.approx([0.1], abs=0.001)
+    assert gaps([first[-1], *more]) == pytest.approx([0.1], abs=LATE)
     everything = [*first, *more, *await limiter.reserve(1000)]
     assert everything[-1].at <= time.monotonic() + pacing.AHEAD
 
@@ -183,10 +183,12 @@ async def test_in_a_long_block_nothing_is_handed_out(valkey: "aioredis.Redis") -
 
 async def test_after_a_block_the_slots_are_spaced_too(valkey: "aioredis.Redis") -> None:
     limiter = Limiter(valkey, "p|write", 10.0)
+    before = time.monotonic()
     await limiter.throttled(1.2, 0)
+    after = time.monotonic()
     permits = [*await limiter.reserve(2), *await limiter.reserve(2)]
     assert gaps(permits) == pytest.approx([1 / 7] * 3, rel=0.05)
-    assert permits[0].at - time.monotonic() == pytest.approx(1.2, abs=0.5)
+    assert before + 1.2 - LATE <= permits[0].at <= after + 1.2 + LATE
 
 
 async def test_the_rate_climbs_back_to_the_ceiling_and_no_further(
