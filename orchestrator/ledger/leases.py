@@ -74,11 +74,12 @@ async def release(conn: AsyncConnection, name: str, fence: int) -> None:
 
 
 async def release_all(conn: AsyncConnection, holders: Sequence[str]) -> int:
-    """Gives back every living lease of processes that are surely dead; how many those were."""
+    """Gives back every lease of processes that are surely dead, also one that only looks expired while the database's
+    clock is wrong; how many those were."""
     result = await conn.execute(
         sql("""
         UPDATE leases SET expires_at = '-infinity'
-        WHERE holder = ANY(CAST(:holders AS text[])) AND expires_at > clock_timestamp()"""),
+        WHERE holder = ANY(CAST(:holders AS text[])) AND expires_at > '-infinity'"""),
         {"holders": list(holders)},
     )
     return int(result.rowcount)
