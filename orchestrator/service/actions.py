@@ -4,7 +4,7 @@ Each locks the plan's row, moves it as the life cycle allows, and hints to the d
 already is so changes nothing and is no error, so that a request whose answer was lost can be repeated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -256,12 +256,13 @@ def allowed(plan: PlanRecord, event: PlanEvent, verb: str, why: str) -> tuple[Pl
 
 async def move(
     conn: AsyncConnection, principal: Principal, plan: PlanRecord, status: PlanStatus, *, code: str,
-    reason: str | None, stop_sending: bool = False,
+    reason: str | None, stop_sending: bool = False, data: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
+    """A person's move of a plan, recorded with who and why."""
     await move_plan(
         conn,
         PlanMove(plan_id=plan.id, expected=PlanStatus(plan.status), status=status, actor=principal.name,
-                 reason=reason_of(code, reason), stop_sending=stop_sending),
+                 reason=reason_of(code, reason), stop_sending=stop_sending, data=data),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from orchestrator.ledger.events import last_move_from
 from orchestrator.ledger.plans import PlanRecord
 from orchestrator.ledger.transitions import PlanMove, move_plan
 from orchestrator.ledger.waves import approve_wave, end_bake
-from orchestrator.service.actions import allowed, approval_settings, lock_plan, reason_of, view
+from orchestrator.service.actions import allowed, approval_settings, lock_plan, move, reason_of, view
 from orchestrator.service.deps import Deps
 from orchestrator.service.roles import Principal, Right, Role
 from orchestrator.service.views import PlanView
@@ -61,12 +61,12 @@ async def reject(deps: Deps, principal: Principal, plan_id: UUID, *, reason: str
         if not (plan.status in STOPPED and plan.reason_code == "approval_rejected"):
             _waiting(plan, PlanEvent.REJECT, "be rejected")
             said = f"{principal.name} rejected it" + (f": {reason}" if reason else ".")
-            move = PlanMove(
+            rejection = PlanMove(
                 plan_id=plan.id, expected=PlanStatus(plan.status), actor=principal.name, stop_sending=True,
                 status=PlanStatus.REJECTED if plan.started_at is None else PlanStatus.HALTED,
                 reason=Reason(code="approval_rejected", message=said),
             )  # fmt: skip
-            await move_plan(conn, move)
+            await move_plan(conn, rejection)
     await deps.hints.drive()
     return await view(deps, plan_id)
 
@@ -81,7 +81,7 @@ async def promote(deps: Deps, principal: Principal, plan_id: UUID, *, reason: st
         else:
             (status,) = allowed(plan, PlanEvent.PROMOTE, "be promoted", "only a plan whose wave bakes is")
             await end_bake(conn, plan.id)
-            await _move(conn, principal, plan, status, "promoted", reason)
+            await move(conn, principal, plan, status, code="promoted", reason=reason, data={"said": "promoted"})
     await deps.hints.drive()
     return await view(deps, plan_id)
 
@@ -89,22 +89,12 @@ async def promote(deps: Deps, principal: Principal, plan_id: UUID, *, reason: st
 async def _approve(conn: AsyncConnection, principal: Principal, plan: PlanRecord, reason: str | None) -> None:
     if plan.started_at is not None:
         await approve_wave(conn, plan.id, principal.name)
-        await _move(conn, principal, plan, PlanStatus.RUNNING, "approved", reason)
+        await move(conn, principal, plan, PlanStatus.RUNNING, code="approved", reason=reason, data={"said": "approved"})
         return
     begun = await begin(conn, plan.id, actor=principal.name, reason=reason_of("approved", reason),
                         approved_by=principal.name, data={"said": "approved"})  # fmt: skip
     if begun.held:
         await reject_held(conn, plan.id, PlanStatus.AWAITING_APPROVAL, begun.held, actor=principal.name)
-
-
-async def _move(
-    conn: AsyncConnection, principal: Principal, plan: PlanRecord, status: PlanStatus, said: str, reason: str | None
-) -> None:
-    await move_plan(
-        conn,
-        PlanMove(plan_id=plan.id, expected=PlanStatus(plan.status), status=status, actor=principal.name,
-                 reason=reason_of(said, reason), data={"said": said}),
-    )  # fmt: skip
 
 
 async def _said_before(conn: AsyncConnection, plan: PlanRecord, gate: PlanStatus, said: str) -> None:

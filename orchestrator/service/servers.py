@@ -7,17 +7,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from orchestrator.domain.decide import Happened, Reason, Tried, decide
 from orchestrator.domain.lifecycle import JobEvent
 from orchestrator.domain.states import JobState, PlanStatus
-from orchestrator.errors import Conflict, NotFound
+from orchestrator.errors import Conflict
 from orchestrator.ledger.drive import ClaimedJob
 from orchestrator.ledger.engine import transaction
 from orchestrator.ledger.events import NewEvent, append_events
 from orchestrator.ledger.outages import acknowledge_outage, is_acknowledged
-from orchestrator.ledger.plans import PlanRecord, plan_now, plan_record
-from orchestrator.ledger.settle import job_to_settle, reason_code_of
+from orchestrator.ledger.plans import PlanRecord, plan_now
+from orchestrator.ledger.settle import reason_code_of
 from orchestrator.ledger.transitions import JobChange, lock_plans, move_jobs
 from orchestrator.service.deps import Deps
 from orchestrator.service.reads import get_job
 from orchestrator.service.roles import Principal, Right
+from orchestrator.service.settle import find_job
 from orchestrator.service.views import JobDetailView
 
 SKIPPED_BY = "skipped_by"
@@ -47,7 +48,7 @@ async def skip(
     principal.need(Right.OPERATE)
     async with transaction(deps.engine) as conn:
         await lock_plans(conn, [plan_id])
-        plan, job = await _find(conn, principal, plan_id, server_id)
+        plan, job = await find_job(conn, principal, plan_id, server_id)
         if job.state is not JobState.SKIPPED or await reason_code_of(conn, job.key) != SKIPPED_BY:
             await _skip(conn, principal, plan, job, reason)
     await deps.hints.drive()
@@ -62,23 +63,10 @@ async def acknowledge(
     principal.need(Right.OPERATE)
     async with transaction(deps.engine) as conn:
         await lock_plans(conn, [plan_id])
-        plan, job = await _find(conn, principal, plan_id, server_id)
+        plan, job = await find_job(conn, principal, plan_id, server_id)
         await _acknowledge(conn, principal, plan, job, reason)
     await deps.hints.drive()
     return await get_job(deps, principal, plan_id, server_id)
-
-
-async def _find(
-    conn: AsyncConnection, principal: Principal, plan_id: UUID, server_id: str
-) -> tuple[PlanRecord, ClaimedJob]:
-    plan = await plan_record(conn, plan_id)
-    if plan is None:
-        raise NotFound("There is no plan of that id.")
-    principal.need_cloud(plan.cloud)
-    job = await job_to_settle(conn, plan_id, server_id)
-    if job is None:
-        raise NotFound("The plan has no server of that id.")
-    return plan, job
 
 
 async def _skip(

@@ -59,12 +59,12 @@ async def resolve(
     """
     principal.need(Right.OPERATE)
     async with deps.engine.connect() as conn:
-        plan, job = await _find(conn, principal, plan_id, server_id)
+        plan, job = await find_job(conn, principal, plan_id, server_id)
     _check(job, decision, attempt)
     weighed = await _look_once_more(deps, plan, job) if decision is ResolveDecision.NOT_APPLIED else None
     async with transaction(deps.engine) as conn:
         locked = (await lock_plans(conn, [plan_id]))[plan_id]
-        plan, job = await _find(conn, principal, plan_id, server_id)
+        plan, job = await find_job(conn, principal, plan_id, server_id)
         _check(job, decision, attempt)
         await _settle(conn, principal, plan, job, decision, weighed, reason)
         if decision is ResolveDecision.NOT_APPLIED and locked.status is PlanStatus.FAILED:
@@ -74,9 +74,10 @@ async def resolve(
     return await get_job(deps, principal, plan_id, server_id)
 
 
-async def _find(
+async def find_job(
     conn: AsyncConnection, principal: Principal, plan_id: UUID, server_id: str
 ) -> tuple[PlanRecord, ClaimedJob]:
+    """The job of a server in a plan. Raises `NotFound`, and `NotAllowed` for another cloud's."""
     plan = await plan_record(conn, plan_id)
     if plan is None:
         raise NotFound("There is no plan of that id.")

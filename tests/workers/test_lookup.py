@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.clouds.config import load_cloud
-from orchestrator.clouds.factory import open_cloud
 from orchestrator.clouds.openstack import OpenStackCloud
 from orchestrator.clouds.protocol import Server
-from orchestrator.clouds.sign_in import TokenCache
 from orchestrator.domain.spec import PlanSpec, parse_spec
 from orchestrator.ledger.prepare import Target
 from orchestrator.rehearsal import Fault, FaultKind, RehearsalConfig, Running, serve
+from tests.workers.clouds import client_of
 from workers.driver import mirror
 from workers.driver.mirror import FEW, GONE_READS
 from workers.prepare.lookup import Found, listed_of, servers_of
@@ -34,11 +32,8 @@ async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
 
 @pytest.fixture
 async def cloud(running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[OpenStackCloud]:
-    (tmp_path / "clouds.yaml").write_text(running.clouds_yaml("rehearsal"))
-    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(tmp_path / "clouds.yaml"))
-    cloud = open_cloud(load_cloud("rehearsal"), TokenCache())
-    yield cloud
-    await cloud.close()
+    async with client_of(running, tmp_path, monkeypatch) as cloud:
+        yield cloud
 
 
 @pytest.fixture

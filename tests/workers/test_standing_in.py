@@ -2,7 +2,10 @@
 
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import text
@@ -44,6 +47,18 @@ async def the_pool_drives_again(site: Site, workers: Supervised) -> None:
     await eventually(there, deadline=150, every=0.1, message="the pool drives and the stand-in has left")
 
 
+@asynccontextmanager
+async def no_broker(site: Site, own: Embedded, workers: Supervised, plan: UUID, ids: list[str]) -> AsyncIterator[None]:
+    """Valkey is dead meanwhile; afterwards the pool drives again, and each server was sent once."""
+    own.valkey.kill()
+    try:
+        yield
+    finally:
+        own.valkey.start()
+    await the_pool_drives_again(site, workers)
+    await assert_each_was_sent_once(site, plan, ids)
+
+
 async def test_without_a_broker_a_stand_in_drives_until_the_pool_can(
     site: Site, own: Embedded, workers: Supervised
 ) -> None:
@@ -51,35 +66,25 @@ async def test_without_a_broker_a_stand_in_drives_until_the_pool_can(
     ids = site.named(*range(10, 70))
     plan = await site.submit(slowly(ids))
     await some_are_accepted(site, ids, 5)
-    own.valkey.kill()
-    try:
+    async with no_broker(site, own, workers, plan, ids):
         dead = workers.kill_pool(DRIVE_QUEUE)
         assert len(dead) == DRIVE_PROCESSES
         at_death = accepted(site, ids)
         await some_are_accepted(site, ids, at_death + 5)
         assert await holder(site.engine) in stand_ins(workers)
-    finally:
-        own.valkey.start()
-    await the_pool_drives_again(site, workers)
-    await assert_each_was_sent_once(site, plan, ids)
 
 
 async def test_a_stand_in_that_dies_is_replaced(site: Site, own: Embedded, workers: Supervised) -> None:
     ids = site.named(*range(70, 130))
     plan = await site.submit(slowly(ids))
     await some_are_accepted(site, ids, 5)
-    own.valkey.kill()
-    try:
+    async with no_broker(site, own, workers, plan, ids):
         workers.kill_pool(DRIVE_QUEUE)
         await some_are_accepted(site, ids, accepted(site, ids) + 5)
         first = await holder(site.engine)
         os.kill(first, signal.SIGKILL)
         await some_are_accepted(site, ids, accepted(site, ids) + 5)
         assert await holder(site.engine) in set(stand_ins(workers)) - {first}
-    finally:
-        own.valkey.start()
-    await the_pool_drives_again(site, workers)
-    await assert_each_was_sent_once(site, plan, ids)
 
 
 async def test_a_worker_that_starts_without_a_broker_drives_too(site: Site, own: Embedded, workers: Supervised) -> None:
@@ -87,18 +92,13 @@ async def test_a_worker_that_starts_without_a_broker_drives_too(site: Site, own:
     ids = site.named(*range(130, 190))
     plan = await site.submit(slowly(ids))
     await some_are_accepted(site, ids, 5)
-    own.valkey.kill()
-    try:
+    async with no_broker(site, own, workers, plan, ids):
         restarts = workers.child(DRIVE_QUEUE).restarts
         own.wait_for(own.supervisor.kill_child(DRIVE_QUEUE))
         at_death = accepted(site, ids)
         await some_are_accepted(site, ids, at_death + 5)
         assert workers.child(DRIVE_QUEUE).restarts > restarts
         assert await holder(site.engine) in stand_ins(workers)
-    finally:
-        own.valkey.start()
-    await the_pool_drives_again(site, workers)
-    await assert_each_was_sent_once(site, plan, ids)
 
 
 async def test_a_worker_told_to_leave_waits_for_its_stand_in(site: Site, own: Embedded, workers: Supervised) -> None:
@@ -106,21 +106,20 @@ async def test_a_worker_told_to_leave_waits_for_its_stand_in(site: Site, own: Em
     ids = site.named(*range(190, 250))
     plan = await site.submit(slowly(ids))
     await some_are_accepted(site, ids, 5)
-    own.valkey.kill()
-    try:
+    async with no_broker(site, own, workers, plan, ids):
         workers.kill_pool(DRIVE_QUEUE)
         await some_are_accepted(site, ids, accepted(site, ids) + 5)
         workers.stop(DRIVE_QUEUE)
-        async with site.engine.connect() as conn:
-            lease = await conn.execute(text("SELECT expires_at = '-infinity' FROM leases WHERE name LIKE 'drive:%'"))
-            assert lease.scalar_one(), "it was given back"
-            sending = await conn.execute(text("SELECT count(*) FROM jobs WHERE state = 'sending'"))
-            assert sending.scalar_one() == 0
-    finally:
-        own.valkey.start()
-        workers.start(DRIVE_QUEUE)
-    await the_pool_drives_again(site, workers)
-    await assert_each_was_sent_once(site, plan, ids)
+        try:
+            async with site.engine.connect() as conn:
+                lease = await conn.execute(
+                    text("SELECT expires_at = '-infinity' FROM leases WHERE name LIKE 'drive:%'")
+                )
+                assert lease.scalar_one(), "it was given back"
+                sending = await conn.execute(text("SELECT count(*) FROM jobs WHERE state = 'sending'"))
+                assert sending.scalar_one() == 0
+        finally:
+            workers.start(DRIVE_QUEUE)
 
 
 async def test_a_killed_drivers_lease_is_not_waited_for(site: Site, own: Embedded, workers: Supervised) -> None:
